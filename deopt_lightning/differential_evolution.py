@@ -1,0 +1,331 @@
+"""Differential evolution that is asked for candidates and told their perf (higher is better).
+
+    search = DifferentialEvolution(space, seed=0)
+    for _ in range(generations):
+        while len(candidates := search.ask()):
+            search.tell(evaluate(space.decode(candidates)))
+
+An empty batch means that the generation is complete. One generation costs population_size
+evaluations for the trials, as many again for the targets if they are scored afresh, and with
+local search for the best target about two more on average.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from copy import deepcopy
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from deopt_lightning import equations, scale_factor
+from deopt_lightning.equations import FloatArray
+from deopt_lightning.scale_factor import LocalSearch
+from deopt_lightning.search_space import Repair, SearchSpace
+
+Strategy = Literal["current_to_rand", "mutant_then_trial"]
+
+
+@dataclass(frozen=True)
+class Population:
+    """The targets between two generations; row i of each array belongs to target i.
+
+    Attributes:
+        vectors: Coordinates, shape (population_size, dimensions).
+        perf: The last known perf, shape (population_size,); -inf before the first generation.
+        scale_factors: The remembered F, shape (population_size,).
+        omegas: The remembered omega, shape (population_size,).
+    """
+
+    vectors: FloatArray
+    perf: FloatArray
+    scale_factors: FloatArray
+    omegas: FloatArray
+
+
+@dataclass(frozen=True)
+class Generation:
+    """What one completed generation did; row i of each array belongs to target i.
+
+    Attributes:
+        targets: Coordinates of the targets X, shape (population_size, dimensions).
+        target_perf: perf(X), shape (population_size,).
+        trials: Coordinates of the trials U, shaped like the targets.
+        trial_perf: perf(U), shape (population_size,).
+        scale_factors: The F each trial was built with, shape (population_size,).
+        omegas: The omega each trial was built with, shape (population_size,).
+        accepted: Which trials took the place of their targets, shape (population_size,).
+    """
+
+    targets: FloatArray
+    target_perf: FloatArray
+    trials: FloatArray
+    trial_perf: FloatArray
+    scale_factors: FloatArray
+    omegas: FloatArray
+    accepted: NDArray[np.bool_]
+
+
+class DifferentialEvolution:
+    """Search a space for the vector with the highest perf.
+
+    Args:
+        space: The dimensions and their bounds.
+        population_size: The number of target vectors, at least 4. Trials are combinations of
+            targets, so up to `space.dimensions` targets span only a slice of the space; take more
+            where the evaluations allow it.
+        strategy: How trials are built: "current_to_rand" is Eq. 9 as printed,
+            "mutant_then_trial" is Eq. 7 put into Eq. 8.
+        local_search: Whose scale factor may be searched for: that of the "best" target, of "all"
+            targets (several times the evaluations), or of none (None).
+        rescore_targets: Score the targets afresh in every generation. Right where perf drifts, as
+            it does while a model trains; a waste where the same vector always scores the same.
+        repair: What happens to a trial outside the bounds, see `SearchSpace.repair`.
+        initial: Up to population_size vectors, in coordinates, that open the first population,
+            shape (count, dimensions). The others are drawn by Eq. 6.
+        seed: Seed of the search's own random generator; None draws one from the system.
+    """
+
+    _running: Generator[FloatArray, FloatArray, Population] | None  # None until the first ask
+    _awaited: int | None  # how many perf values are due; None if no candidates are out
+
+    def __init__(
+        self,
+        space: SearchSpace,
+        population_size: int = 10,
+        *,
+        strategy: Strategy = "current_to_rand",
+        local_search: LocalSearch | None = "best",
+        rescore_targets: bool = True,
+        repair: Repair = "reflect",
+        initial: ArrayLike | None = None,
+        seed: int | None = None,
+    ) -> None:
+        if population_size < 4:
+            raise ValueError(
+                f"population_size must be at least 4 because Eq. 7 needs three other members; "
+                f"got {population_size}."
+            )
+        _check_choice("strategy", strategy, ("current_to_rand", "mutant_then_trial"))
+        _check_choice("local_search", local_search, ("best", "all", None))
+        _check_choice("repair", repair, ("reflect", "clip"))
+        self.space = space
+        self.population_size = population_size
+        self.strategy = strategy
+        self.local_search = local_search
+        self.rescore_targets = rescore_targets
+        self.repair = repair
+        self._rng = np.random.Generator(np.random.PCG64(seed))
+        self._last_generation: Generation | None = None
+        self._begin_generation(0, 0, self._first_population(initial))
+
+    @property
+    def population(self) -> Population:
+        """The targets after the last completed generation."""
+        return self._population
+
+    @property
+    def best(self) -> tuple[FloatArray, float]:
+        """The best target and its perf; before the first generation the first one and -inf."""
+        best = int(np.argmax(self._population.perf))
+        return self._population.vectors[best].copy(), float(self._population.perf[best])
+
+    @property
+    def generation(self) -> int:
+        """The number of completed generations."""
+        return self._generation
+
+    @property
+    def evaluations(self) -> int:
+        """The number of perf values told so far."""
+        return self._evaluations
+
+    @property
+    def last_generation(self) -> Generation | None:
+        """What the last completed generation did; None before it, and after a state is loaded."""
+        return self._last_generation
+
+    def ask(self) -> FloatArray:
+        """Return the next candidates, shape (count, dimensions); none when a generation is over.
+
+        After the empty batch, the next call opens the next generation.
+        """
+        if self._awaited is not None:
+            raise RuntimeError(
+                f"ask was called twice in a row; tell the perf of the last {self._awaited} "
+                f"candidates first."
+            )
+        try:
+            if self._running is None:
+                self._running = self._run_generation()
+                candidates = next(self._running)
+            else:
+                candidates = self._running.send(self._told[-1].copy())
+        except StopIteration as end:
+            self._begin_generation(self._generation + 1, self._evaluations, end.value)
+            return np.empty((0, self.space.dimensions))
+        self._awaited = len(candidates)
+        return candidates.copy()
+
+    def tell(self, perf: ArrayLike) -> None:
+        """Report the perf of the candidates asked for, shape (count,), in their order.
+
+        NaN and infinite values count as minus infinity, the worst there is.
+        """
+        told = np.array(perf, dtype=np.float64)
+        if self._awaited is None:
+            raise RuntimeError(
+                f"tell was called with {told.size} values, but no candidates are waiting for "
+                f"theirs; call ask first."
+            )
+        if told.shape != (self._awaited,):
+            raise ValueError(
+                f"perf must hold one number for each of the {self._awaited} candidates asked for; "
+                f"got the shape {told.shape}."
+            )
+        told[~np.isfinite(told)] = -np.inf
+        self._told.append(told)
+        self._evaluations += len(told)
+        self._awaited = None
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the state in plain Python types: how this generation began, and what it was told.
+
+        Candidates asked for but not yet told are asked for again after loading.
+        """
+        return {**deepcopy(self._start), "told": [perf.tolist() for perf in self._told]}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from a state of an equally built search, also in the middle of a generation."""
+        for setting, own in self._settings().items():
+            if (saved := state["settings"][setting]) != own:
+                raise ValueError(
+                    f"The state belongs to a search with {setting}={saved}, but this one has "
+                    f"{setting}={own}. Build the search as it was when the state was saved."
+                )
+        arrays = {name: np.array(rows) for name, rows in state["population"].items()}
+        self._rng.bit_generator.state = state["random_state"]
+        self._last_generation = None
+        self._begin_generation(state["generation"], state["evaluations"], Population(**arrays))
+        for perf in state["told"]:
+            self.ask()
+            self.tell(perf)
+
+    def _first_population(self, initial: ArrayLike | None) -> Population:
+        low, high = self.space.coordinate_low, self.space.coordinate_high
+        vectors = equations.initial_population(low, high, self.population_size, self._rng)
+        if initial is not None:
+            given = np.array(initial, dtype=np.float64)
+            if given.ndim != 2 or given.shape[1] != len(low) or len(given) > len(vectors):
+                raise ValueError(
+                    f"initial must hold at most {len(vectors)} vectors of {len(low)} coordinates; "
+                    f"got the shape {given.shape}."
+                )
+            if not ((given >= low) & (given <= high)).all():
+                raise ValueError(
+                    f"initial must lie inside the bounds of the space; got {given.tolist()}. "
+                    f"Encode values with SearchSpace.encode, or widen the bounds."
+                )
+            vectors[: len(given)] = given
+        return Population(
+            vectors=vectors,
+            perf=np.full(self.population_size, -np.inf),
+            scale_factors=self._rng.random(self.population_size),
+            omegas=self._rng.random(self.population_size),
+        )
+
+    def _begin_generation(self, generation: int, evaluations: int, population: Population) -> None:
+        """Note where a generation starts from; `state_dict` adds what it is told from here on."""
+        self._generation = generation
+        self._evaluations = evaluations
+        self._population = population
+        self._running = None
+        self._awaited = None
+        self._told: list[FloatArray] = []
+        self._start = {
+            "settings": self._settings(),
+            "generation": generation,
+            "evaluations": evaluations,
+            "population": {name: array.tolist() for name, array in vars(population).items()},
+            "random_state": self._rng.bit_generator.state,
+        }
+
+    def _run_generation(self) -> Generator[FloatArray, FloatArray, Population]:
+        """One generation from end to end: candidates go out, their perf comes in."""
+        targets, target_perf = self._population.vectors, self._population.perf
+        if self._generation == 0 or self.rescore_targets:
+            target_perf = yield targets
+
+        parents = draw_parents(self.population_size, self._rng)
+        adapted = scale_factor.adapt(
+            self._population.scale_factors,
+            self._population.omegas,
+            int(np.argmax(target_perf)),
+            self.local_search,
+            self._rng,
+        )
+        build_trials = partial(self._build_trials, parents, adapted.omegas)
+
+        factors = adapted.scale_factors.copy()
+        trial_perf = np.full(self.population_size, np.nan)
+        found = yield from scale_factor.in_lockstep(adapted.searches(), build_trials)
+        for target, (factor, best_perf) in found.items():
+            factors[target], trial_perf[target] = factor, best_perf
+
+        trials = build_trials(np.arange(self.population_size), factors)
+        unscored = np.isnan(trial_perf)
+        if unscored.any():
+            trial_perf[unscored] = yield trials[unscored]
+
+        vectors, perf, accepted = equations.select(targets, target_perf, trials, trial_perf)
+        self._last_generation = Generation(
+            targets, target_perf, trials, trial_perf, factors, adapted.omegas, accepted
+        )
+        return Population(vectors, perf, factors, adapted.omegas)
+
+    def _build_trials(
+        self,
+        parents: NDArray[np.intp],
+        omegas: FloatArray,
+        rows: NDArray[np.intp],
+        factors: FloatArray,
+    ) -> FloatArray:
+        """Build the trials of the targets `rows`, which may repeat, with the given F."""
+        vectors = self._population.vectors
+        x_r1, x_r2, x_r3 = (vectors[parents[rows, k]] for k in range(3))
+        if self.strategy == "current_to_rand":
+            trials = equations.current_to_rand(
+                vectors[rows], x_r1, x_r2, x_r3, factors, omegas[rows]
+            )
+        else:
+            mutants = equations.mutant_vectors(x_r1, x_r2, x_r3, factors)
+            trials = equations.trial_vectors(vectors[rows], mutants, omegas[rows])
+        return self.space.repair(trials, self.repair)
+
+    def _settings(self) -> dict[str, Any]:
+        """Everything that must be equal for a state to make sense here."""
+        return {
+            "names": list(self.space.names),
+            "low": self.space.low.tolist(),
+            "high": self.space.high.tolist(),
+            "scale": list(self.space.scale),
+            "population_size": self.population_size,
+            "strategy": self.strategy,
+            "local_search": self.local_search,
+            "rescore_targets": self.rescore_targets,
+            "repair": self.repair,
+        }
+
+
+def draw_parents(population_size: int, rng: np.random.Generator) -> NDArray[np.intp]:
+    """Draw r1, r2, r3 for each target i, all four different; shape (population_size, 3)."""
+    others = rng.random((population_size, population_size - 1)).argsort(axis=1)[:, :3]
+    return others + (others >= np.arange(population_size)[:, None])
+
+
+def _check_choice(argument: str, value: object, choices: tuple[object, ...]) -> None:
+    if value not in choices:
+        raise ValueError(f"{argument} must be one of {choices}; got {value!r}.")
