@@ -1,0 +1,319 @@
+"""DEOptCallback: learns lr and weight decay per layer while the Trainer trains, once."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import lightning.pytorch as pl
+import numpy as np
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
+
+from deopt_lightning import compatibility, trainer_seam
+from deopt_lightning.differential_evolution import DifferentialEvolution, Strategy
+from deopt_lightning.evaluators.sequential import Winner, missing_monitor_message
+from deopt_lightning.generation import run_generation
+from deopt_lightning.history import generation_record, spread
+from deopt_lightning.layer_control import LayerControl
+from deopt_lightning.scale_factor import LocalSearch
+from deopt_lightning.search_space import Bounds, Repair, SearchSpace
+from deopt_lightning.snapshot import rng_state, set_rng_state
+
+DECAY_BOUNDS_FROM_ZERO = (1e-6, 1e-2)  # where the optimizer's own weight decay is 0
+
+
+class DEOptCallback(Callback):
+    r"""Learns a learning rate and a weight decay for each layer during one training run.
+
+    At the end of an epoch, differential evolution (Eq. 6 to 10) proposes vectors of per-layer lr
+    and weight decay. Each is scored by a probe: from the same weights, a few optimizer steps on
+    the same batches, then a validation pass. The best vector trains the next epoch. The model is
+    trained once; apart from lr and weight decay, a run is what it would be without the callback.
+
+    A generation costs about ``2 * population_size`` probes and as many validation passes, and one
+    extra copy of model and optimizer state in memory (two with ``carry="weights"``).
+
+    Args:
+        monitor: A metric that validation logs, for example ``"val_loss"``.
+        mode: ``"min"`` if smaller is better, ``"max"`` if larger is.
+        population_size: Number of target vectors, NP in the paper; at least 4.
+        lr_bounds: Smallest and largest lr for every layer. By default each layer's own lr in the
+            optimizer, from a thousandth of it to ten times it.
+        weight_decay_bounds: Smallest and largest weight decay; exactly 0 is tried as well. By
+            default likewise from the optimizer's own, and (1e-6, 1e-2) where that is 0.
+        probe_steps: Length of a probe: optimizer steps (int) or a fraction of an epoch (float).
+        layers: Which parameters form a layer: patterns as in ``group_layers``. By default the
+            module's ``layer_groups()``, else one layer per submodule that owns parameters.
+        seed: Seeds the search and the choice of probe batches.
+        carry: What a generation hands on. ``"hyperparameters"``: the weights are restored and the
+            best vector trains the next epoch. ``"weights"``: training goes on from the weights
+            that the best candidate's probe reached; its steps are not part of ``global_step``.
+        every_n_epochs: Run a generation after every n-th epoch.
+        warmup_epochs: Number of epochs before the first generation.
+        max_generations: Stop searching after so many generations and keep the last values.
+        strategy: ``"current_to_rand"`` (Eq. 9 as printed) or ``"mutant_then_trial"`` (Eq. 7 in 8).
+        local_search: Local search for the scale factor (SFLSDE): ``"best"``, ``"all"`` or None.
+        repair: How a vector outside the bounds comes back: ``"reflect"`` or ``"clip"``.
+        adopt: False searches and records, but changes nothing: a dry run.
+
+    Raises:
+        ValueError: For an argument that cannot work, naming it and the way out.
+
+    Attributes:
+        history: One plain dict per generation: all vectors, perf, F, what was accepted, seconds.
+        schedule: One plain dict per epoch: the lr and weight decay per layer that trained it.
+        probe_steps_taken: Optimizer steps taken in probes so far.
+        evaluations: Validation passes made in probes so far.
+
+    Example::
+
+        trainer = Trainer(callbacks=[DEOptCallback(monitor="val_loss")])
+        trainer.fit(model, datamodule)
+    """
+
+    def __init__(
+        self,
+        monitor: str,
+        mode: Literal["min", "max"] = "min",
+        population_size: int = 5,
+        lr_bounds: Bounds | None = None,
+        weight_decay_bounds: Bounds | None = None,
+        probe_steps: int | float = 0.25,
+        layers: Sequence[str] | Mapping[str, str | Sequence[str]] | None = None,
+        seed: int = 0,
+        carry: Literal["hyperparameters", "weights"] = "hyperparameters",
+        every_n_epochs: int = 1,
+        warmup_epochs: int = 0,
+        max_generations: int | None = None,
+        strategy: Strategy = "current_to_rand",
+        local_search: LocalSearch | None = "best",
+        repair: Repair = "reflect",
+        adopt: bool = True,
+    ) -> None:
+        self.monitor = monitor
+        self.mode = mode
+        self.population_size = population_size
+        self.lr_bounds = lr_bounds
+        self.weight_decay_bounds = weight_decay_bounds
+        self.probe_steps = probe_steps
+        self.layers = layers
+        self.seed = seed
+        self.carry = carry
+        self.every_n_epochs = every_n_epochs
+        self.warmup_epochs = warmup_epochs
+        self.max_generations = max_generations
+        self.strategy: Strategy = strategy
+        self.local_search: LocalSearch | None = local_search
+        self.repair: Repair = repair
+        self.adopt = adopt
+        compatibility.check_arguments(self)
+        self._reset()
+
+    def _reset(self) -> None:
+        """Forgets the last fit."""
+        self.history: list[dict[str, Any]] = []
+        self.schedule: list[dict[str, Any]] = []
+        self.probe_steps_taken = 0
+        self.evaluations = 0
+        self._last_epoch = -1  # the last epoch whose end was handled
+        self._search: DifferentialEvolution | None = None
+
+    # --- hooks, in the order in which the Trainer calls them ------------------------------------
+
+    @property
+    def state_key(self) -> str:
+        """Key of this callback's state in a checkpoint."""
+        return f"DEOptCallback[monitor={self.monitor},mode={self.mode}]"
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Forgets what an earlier test or fit left to be resumed."""
+        self._resumed_state: dict[str, Any] = {}
+        self._resumed_checkpoint: dict[str, Any] | None = None
+
+    def on_load_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Keeps the checkpoint, whose optimizer state must follow the split groups."""
+        self._resumed_checkpoint = checkpoint
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Keeps the state for `on_fit_start`, since testing loads checkpoints, too."""
+        self._resumed_state = state_dict
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Checks the Trainer, splits the optimizer by layer, and builds or resumes the search."""
+        self._reset()
+        compatibility.check_trainer(trainer, pl_module)
+        schedulers = [config.scheduler for config in trainer.lr_scheduler_configs]
+        try:
+            self._control = LayerControl(trainer.optimizers[0], pl_module, self.layers, schedulers)
+            self._values = self._control.own_values
+            self._search = self._build_search()
+            if self._resumed_checkpoint is not None:
+                self._control.to_split_layout(self._resumed_checkpoint)
+                self._resumed_checkpoint = None
+            if self._resumed_state:
+                self._resume(trainer, self._search, self._resumed_state)
+                self._resumed_state = {}
+        except ValueError as error:
+            raise MisconfigurationException(str(error)) from error
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Writes resumed values, after the Trainer has restored the optimizer."""
+        if self.history and self.adopt:
+            self._control.write(self._values)
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Notes with what values this epoch trains."""
+        epoch = trainer.current_epoch
+        self.schedule = [row for row in self.schedule if row["epoch"] < epoch]
+        self.schedule.append({"epoch": epoch, **self._control.by_layer(self._values)})
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Refuses a monitor that validation does not log, as soon as that is known."""
+        fitting = trainer.state.fn == "fit" and not trainer.sanity_checking
+        if fitting and self.monitor not in trainer.callback_metrics:
+            raise MisconfigurationException(
+                missing_monitor_message(self.monitor, trainer.callback_metrics)
+            )
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Runs a generation, if one is due, and logs the values that train the next epoch."""
+        epoch = trainer.current_epoch
+        if epoch <= self._last_epoch:
+            return  # Lightning may call this hook again after a resume
+        metrics = self._generation(trainer) if self._is_due(trainer) else {}
+        self._last_epoch = epoch
+        for name, values in self._control.by_layer(self._values).items():
+            metrics |= {f"{name}/{layer}": value for layer, value in values.items()}
+        self._log(trainer, pl_module, {f"deopt/{name}": value for name, value in metrics.items()})
+
+    def on_save_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Stores the optimizer in the user's own groups, so that any Trainer can load it."""
+        if self._search is not None and "optimizer_states" in checkpoint:
+            self._control.to_user_layout(checkpoint)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Search, history and random state, in types that a safe `torch.load` accepts."""
+        if self._search is None:
+            return getattr(self, "_resumed_state", {})
+        return {
+            "layers": list(self._control.layer_names),
+            "search": self._search.state_dict(),
+            "values": self._values.tolist(),
+            "history": self.history,
+            "schedule": self.schedule,
+            "probe_steps_taken": self.probe_steps_taken,
+            "evaluations": self.evaluations,
+            "last_epoch": self._last_epoch,
+            "rng": trainer_seam.gather_ranks(rng_state()),
+        }
+
+    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Removes the hooks from the optimizer."""
+        if self._search is not None:
+            self._control.close()
+
+    # --- one generation ------------------------------------------------------------------------
+
+    def _is_due(self, trainer: pl.Trainer) -> bool:
+        if trainer.should_stop or trainer.fast_dev_run:  # type: ignore[attr-defined]
+            return False
+        if self.max_generations is not None and len(self.history) >= self.max_generations:
+            return False
+        epochs = trainer.current_epoch + 1
+        return epochs >= self.warmup_epochs and epochs % self.every_n_epochs == 0
+
+    def _generation(self, trainer: pl.Trainer) -> dict[str, float]:
+        """Runs a generation from the present weights; returns what to log of it."""
+        assert self._search is not None
+        search = self._search
+        result = run_generation(
+            trainer,
+            search,
+            self._control.write,
+            probe_steps=self.probe_steps,
+            seed=self.seed,
+            monitor=self.monitor,
+            mode=self.mode,
+            keep_winner=self.adopt and self.carry == "weights",
+        )
+        self.history.append(generation_record(trainer.current_epoch, search.space, result))
+        self.probe_steps_taken += result.probe_steps
+        self.evaluations += result.evaluations
+        if self.adopt:
+            self._adopt(trainer, result.winner)
+        best = search.best[1] if self.mode == "max" else -search.best[1]
+        return {
+            **({"best": best} if np.isfinite(best) else {}),
+            "accepted": float(result.generation.accepted.sum()),
+            "spread": spread(search.population.vectors, search.space),
+        }
+
+    def _adopt(self, trainer: pl.Trainer, winner: Winner | None) -> None:
+        """Lets the best vector, and on request the best weights, train the next epoch."""
+        assert self._search is not None
+        vector, perf = (winner.vector, winner.perf) if winner else self._search.best
+        if not np.isfinite(perf):
+            rank_zero_warn(
+                f"DEOptCallback: every candidate diverged after epoch {trainer.current_epoch}; "
+                "lr and weight decay stay as they are. Lower the upper lr bound if this repeats."
+            )
+            return
+        if winner is not None:
+            winner.weights.restore(random=False)
+            trainer.callback_metrics.update(winner.metrics)  # what ModelCheckpoint ranks by
+        self._values = self._search.space.decode(vector)
+        self._control.write(self._values)
+
+    def _log(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, metrics: dict[str, float]
+    ) -> None:
+        """Logs into the row of the epoch that has just ended."""
+        pl_module.log_dict(metrics, sync_dist=trainer.world_size > 1)
+
+    # --- building and resuming the search --------------------------------------------------------
+
+    def _build_search(self) -> DifferentialEvolution:
+        """A search around the optimizer's own values, which open the first population."""
+        own = self._control.own_values
+        lr, decay = np.split(own, 2)
+        lr_bounds = self.lr_bounds or [(value / 1000, value * 10) for value in lr]
+        decay_bounds = self.weight_decay_bounds or [
+            (value / 1000, value * 10) if value > 0 else DECAY_BOUNDS_FROM_ZERO for value in decay
+        ]
+        space = SearchSpace.for_layers(self._control.layer_names, lr_bounds, decay_bounds)
+        in_bounds = np.where(own == 0, 0.0, np.clip(own, space.low, space.high))
+        return DifferentialEvolution(
+            space,
+            self.population_size,
+            strategy=self.strategy,
+            local_search=self.local_search,
+            repair=self.repair,
+            initial=[space.encode(in_bounds)],
+            seed=self.seed,
+        )
+
+    def _resume(
+        self, trainer: pl.Trainer, search: DifferentialEvolution, state: dict[str, Any]
+    ) -> None:
+        """Goes on where a checkpoint left off."""
+        names = list(self._control.layer_names)
+        if state["layers"] != names:
+            raise ValueError(
+                f"The checkpoint was written with the layers {state['layers']}, this run has "
+                f"{names}. Resume with the same model and `layers`."
+            )
+        search.load_state_dict(state["search"])
+        self._values = np.array(state["values"])
+        self.history = list(state["history"])
+        self.schedule = list(state["schedule"])
+        self.probe_steps_taken = state["probe_steps_taken"]
+        self.evaluations = state["evaluations"]
+        self._last_epoch = state["last_epoch"]
+        if len(state["rng"]) == trainer.world_size:
+            set_rng_state(state["rng"][trainer.global_rank])

@@ -1,0 +1,146 @@
+"""What DEOptCallback refuses, and why: arguments in `__init__`, Trainers at the start of a fit."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import lightning.pytorch as pl
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.utilities.model_helpers import is_overridden
+from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
+
+from deopt_lightning.trainer_seam import has_validation_data
+
+if TYPE_CHECKING:
+    from deopt_lightning.callback import DEOptCallback
+
+_SHARDED = ("FSDPStrategy", "DeepSpeedStrategy", "ModelParallelStrategy", "XLAFSDPStrategy")
+_WEIGHT_CHANGING = (
+    "BaseFinetuning",
+    "ModelPruning",
+    "StochasticWeightAveraging",
+    "WeightAveraging",
+)
+
+
+def check_arguments(callback: DEOptCallback) -> None:
+    """Refuses arguments that cannot work.
+
+    Raises:
+        ValueError: Naming the argument, the value, and what to give instead.
+    """
+    _check_choice("mode", callback.mode, ("min", "max"))
+    _check_choice("carry", callback.carry, ("hyperparameters", "weights"))
+    _check_choice("strategy", callback.strategy, ("current_to_rand", "mutant_then_trial"))
+    _check_choice("local_search", callback.local_search, ("best", "all", None))
+    _check_choice("repair", callback.repair, ("reflect", "clip"))
+    if not callback.monitor:
+        raise ValueError("monitor must name a validation metric; got an empty string.")
+    if callback.population_size < 4:
+        raise ValueError(
+            "population_size must be at least 4 because Eq. 7 needs three other members; "
+            f"got {callback.population_size}."
+        )
+    _check_at_least("every_n_epochs", callback.every_n_epochs, 1)
+    _check_at_least("warmup_epochs", callback.warmup_epochs, 0)
+    if callback.max_generations is not None:
+        _check_at_least("max_generations", callback.max_generations, 1)
+    _check_probe_steps(callback.probe_steps)
+    _check_bounds("lr_bounds", callback.lr_bounds, positive=True)
+    _check_bounds("weight_decay_bounds", callback.weight_decay_bounds, positive=False)
+
+
+def _check_choice(name: str, value: object, choices: tuple[object, ...]) -> None:
+    if value not in choices:
+        raise ValueError(f"{name} must be one of {choices}; got {value!r}.")
+
+
+def _check_at_least(name: str, value: int, least: int) -> None:
+    if value < least:
+        raise ValueError(f"{name} must be at least {least}; got {value}.")
+
+
+def _check_probe_steps(probe_steps: int | float) -> None:
+    if isinstance(probe_steps, bool) or not probe_steps > 0 or math.isinf(probe_steps):
+        raise ValueError(
+            "probe_steps must be a positive int (optimizer steps) or a positive float (fraction "
+            f"of an epoch); got {probe_steps!r}."
+        )
+
+
+def _check_bounds(name: str, bounds: Sequence[float] | None, *, positive: bool) -> None:
+    if bounds is None:
+        return
+    if len(bounds) != 2:
+        raise ValueError(f"{name} must be a pair (low, high); got {bounds!r}.")
+    low, high = bounds
+    if not (math.isfinite(low) and math.isfinite(high)):
+        raise ValueError(f"{name} must be finite; got {bounds!r}.")
+    if low > high:
+        raise ValueError(f"{name} are reversed: low {low:g} is above high {high:g}. Swap them.")
+    if low < 0 or (positive and low == 0) or high == 0:
+        needed = "positive" if positive else "at least 0, with a positive high"
+        raise ValueError(f"{name} must be {needed}; got {bounds!r}.")
+
+
+def check_trainer(trainer: pl.Trainer, module: pl.LightningModule) -> None:
+    """Refuses a Trainer or a module in which a generation cannot run, or would run wrongly.
+
+    Raises:
+        MisconfigurationException: Naming the option and the way out.
+    """
+    for problem in _problems(trainer, module):
+        raise MisconfigurationException(f"DEOptCallback {problem}")
+
+
+def _problems(trainer: pl.Trainer, module: pl.LightningModule) -> list[str]:
+    checks: list[tuple[bool, str]] = [
+        (
+            not module.automatic_optimization,
+            "needs automatic optimization, but this module sets automatic_optimization=False. Let "
+            "Lightning call the optimizer, or leave the callback out.",
+        ),
+        (
+            len(trainer.optimizers) != 1,
+            f"controls one optimizer; configure_optimizers returned {len(trainer.optimizers)}. "
+            "Return one optimizer, or leave the callback out.",
+        ),
+        (
+            not is_overridden("validation_step", module),
+            f"scores candidates by validation, but {type(module).__name__} has no "
+            "validation_step. Add one that logs the monitor.",
+        ),
+        (
+            trainer.limit_val_batches == 0 or not has_validation_data(trainer),
+            "scores candidates by validation, but there is no validation data. Pass a validation "
+            "dataloader, and do not set limit_val_batches=0.",
+        ),
+        (
+            is_param_in_hook_signature(module.training_step, "dataloader_iter", explicit=True),
+            "replays batches, which a training_step(dataloader_iter) fetches itself. Take "
+            "(batch, batch_idx) instead.",
+        ),
+        (
+            _class_name(trainer.strategy, _SHARDED) is not None,
+            f"does not support {_class_name(trainer.strategy, _SHARDED)}, whose sharded state it "
+            "cannot copy. Use strategy='ddp' or a single device.",
+        ),
+    ]
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        name = _class_name(callback, _WEIGHT_CHANGING)
+        checks.append(
+            (
+                name is not None,
+                f"does not work beside {type(callback).__name__} ({name}): probes run without "
+                "other callbacks and would score other weights. Remove one of the two.",
+            )
+        )
+    return [message for wrong, message in checks if wrong]
+
+
+def _class_name(value: Any, names: Sequence[str]) -> str | None:
+    """The first of the names among a value's classes, by name to fit both import names."""
+    ancestors = [ancestor.__name__ for ancestor in type(value).__mro__]
+    return next((name for name in names if name in ancestors), None)

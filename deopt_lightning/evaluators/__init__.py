@@ -1,0 +1,1 @@
+"""Ways to score a batch of candidates; all give the same perf."""

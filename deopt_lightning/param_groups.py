@@ -1,0 +1,216 @@
+"""Layer-wise control (Eq. 1, 4, 5): one parameter group per layer, with its own lr and decay."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+from torch.optim import Optimizer
+
+from deopt_lightning.layers import Layer
+
+FloatArray = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class GroupSplit:
+    """How a user's parameter groups were split, group by group of the split optimizer.
+
+    Attributes:
+        layers: The layers that have parameters in this optimizer: N of them.
+        layer_index: Index into ``layers``, or -1 for parameters outside every layer (frozen ones).
+        user_index: Index of the user's group that the split group came from.
+        user_options: Per user group: its options (lr, weight_decay, betas, ...) before the split.
+        user_sizes: Per user group: its number of parameters.
+        user_order: For each parameter, in split order, its position in the user's order.
+        base_lr: (N,) the user's lr per layer, before any schedule.
+        base_weight_decay: (N,) the user's weight decay per layer.
+        scheduled: Whether an LR scheduler owns ``lr``; the learned lr is then a multiplier on it.
+    """
+
+    layers: tuple[Layer, ...]
+    layer_index: tuple[int, ...]
+    user_index: tuple[int, ...]
+    user_options: tuple[dict[str, Any], ...]
+    user_sizes: tuple[int, ...]
+    user_order: tuple[int, ...]
+    base_lr: FloatArray
+    base_weight_decay: FloatArray
+    scheduled: bool
+
+    @property
+    def layer_names(self) -> tuple[str, ...]:
+        """Names of the N layers."""
+        return tuple(layer.name for layer in self.layers)
+
+
+def split_param_groups(
+    optimizer: Optimizer, module: nn.Module, layers: Sequence[Layer], *, scheduled: bool = False
+) -> GroupSplit:
+    """Splits the optimizer's parameter groups in place, so that none spans two layers.
+
+    Every other option of a user's group (betas, initial_lr, fused, ...) is kept, and each group
+    gets a unique ``name``: the layer's, with the user's group behind it where a layer lies in
+    several of them. Parameters outside every layer stay in a group of their own.
+
+    Args:
+        optimizer: The optimizer; its ``param_groups`` list is replaced in place.
+        module: The model whose parameter names the layers use.
+        layers: The layers, in order, as from ``group_layers``.
+        scheduled: Whether LR schedulers act on this optimizer.
+
+    Returns:
+        What was split, to write hyperparameters and to convert checkpoints with.
+
+    Raises:
+        ValueError: If the optimizer has no weight decay, or none of the layers' parameters.
+    """
+    user_groups = list(optimizer.param_groups)
+    if any("weight_decay" not in group for group in user_groups):
+        raise ValueError(
+            f"{type(optimizer).__name__} has no weight_decay option, which layer-wise control "
+            "(Eq. 4) needs. Use an optimizer that has one, for example SGD, Adam or AdamW."
+        )
+    parts = _parts_of_groups(user_groups, _layer_by_parameter(module, layers))
+    used = sorted({part.layer for part in parts if part.layer >= 0})
+    if not used:
+        raise ValueError(
+            f"{type(optimizer).__name__} holds none of the layers' parameters "
+            f"({', '.join(layer.name for layer in layers)}). Pass it the module's own parameters."
+        )
+    first_group = {part.layer: user_groups[part.user_index] for part in reversed(parts)}
+    rates = np.array([base_lr(first_group[layer]) for layer in used])
+    if not (rates > 0).all():
+        name = layers[used[int(np.argmin(rates))]].name
+        raise ValueError(
+            f"The lr of layer {name!r} is {rates.min():g}, which gives the search no scale. Start "
+            "with a positive lr, or set requires_grad=False for what must not train."
+        )
+    names = _unique_names(parts, layers, user_groups)
+    order = [id(parameter) for group in user_groups for parameter in group["params"]]
+    optimizer.param_groups[:] = [
+        _part_of_group(user_groups[part.user_index], part.rows, name)
+        for part, name in zip(parts, names, strict=True)
+    ]
+    position = {key: index for index, key in enumerate(order)}
+    return GroupSplit(
+        layers=tuple(layers[layer] for layer in used),
+        layer_index=tuple(used.index(p.layer) if p.layer >= 0 else -1 for p in parts),
+        user_index=tuple(part.user_index for part in parts),
+        user_options=tuple(_options(group) for group in user_groups),
+        user_sizes=tuple(len(group["params"]) for group in user_groups),
+        user_order=tuple(position[id(p)] for g in optimizer.param_groups for p in g["params"]),
+        base_lr=rates,
+        base_weight_decay=np.array([float(first_group[layer]["weight_decay"]) for layer in used]),
+        scheduled=scheduled,
+    )
+
+
+def write_hyperparameters(
+    optimizer: Optimizer, split: GroupSplit, lr: FloatArray, weight_decay: FloatArray
+) -> None:
+    """Eq. (1), (4), (5): layer n steps with its own eta^n, and its decay lambda^n.
+
+    Weights and biases of a layer get the same values, as Eq. 5 has it. Two things of the user's
+    stay as they are: the ratio of the lr of two groups inside one layer, and a group without decay
+    beside one with decay. Under an LR scheduler, eta^n relative to the user's lr is written as
+    ``lr_multiplier``, which ``lr_schedule.apply_multipliers`` puts into effect at each step.
+
+    Args:
+        optimizer: The split optimizer.
+        split: What ``split_param_groups`` returned for it.
+        lr: (N,) learning rates.
+        weight_decay: (N,) weight decay coefficients.
+    """
+    some_decay = any(float(options["weight_decay"]) > 0 for options in split.user_options)
+    rows = zip(optimizer.param_groups, split.layer_index, split.user_index, strict=True)
+    for group, layer, user in rows:
+        if layer < 0:
+            continue
+        options = split.user_options[user]
+        if split.scheduled:
+            group["lr_multiplier"] = float(lr[layer]) / split.base_lr[layer]
+        else:
+            ratio = base_lr(options) / split.base_lr[layer]
+            set_option(group, "lr", float(lr[layer]) * ratio)
+        exempt = some_decay and float(options["weight_decay"]) == 0
+        set_option(group, "weight_decay", 0.0 if exempt else float(weight_decay[layer]))
+
+
+def set_option(group: dict[str, Any], key: str, value: float) -> None:
+    """Writes a group's number; a tensor keeps its storage, so that compiled steps see it."""
+    if isinstance(group[key], torch.Tensor):
+        group[key].fill_(value)
+    else:
+        group[key] = value
+
+
+def base_lr(group: Mapping[str, Any]) -> float:
+    """A group's lr before any schedule: schedulers keep it as ``initial_lr``."""
+    return float(group.get("initial_lr", group["lr"]))
+
+
+@dataclass(frozen=True)
+class _Part:
+    """Rows of one user group that lie in one layer (-1: in none)."""
+
+    user_index: int
+    layer: int
+    rows: tuple[int, ...]
+
+
+def _parts_of_groups(
+    user_groups: Sequence[Mapping[str, Any]], layer_of: Mapping[int, int]
+) -> list[_Part]:
+    """Cuts each user group by layer; parameters outside every layer come last in their group."""
+    parts = []
+    for user_index, group in enumerate(user_groups):
+        members: dict[int, list[int]] = {}
+        for row, parameter in enumerate(group["params"]):
+            members.setdefault(layer_of.get(id(parameter), -1), []).append(row)
+        in_order = sorted(members, key=lambda layer: (layer < 0, layer))
+        parts += [_Part(user_index, layer, tuple(members[layer])) for layer in in_order]
+    return parts
+
+
+def _layer_by_parameter(module: nn.Module, layers: Sequence[Layer]) -> dict[int, int]:
+    parameters = dict(module.named_parameters())
+    return {
+        id(parameters[name]): index
+        for index, layer in enumerate(layers)
+        for name in layer.parameter_names
+    }
+
+
+def _part_of_group(group: dict[str, Any], rows: Sequence[int], name: str) -> dict[str, Any]:
+    """A new group with some of a group's parameters and all of its options."""
+    part = {"params": [group["params"][i] for i in rows], **_options(group), "name": name}
+    if "param_names" in group:
+        part["param_names"] = [group["param_names"][i] for i in rows]
+    return part
+
+
+def _options(group: dict[str, Any]) -> dict[str, Any]:
+    """A group without its parameters; tensors get storage of their own."""
+    return {
+        key: value.clone() if isinstance(value, torch.Tensor) else value
+        for key, value in group.items()
+        if key != "params"
+    }
+
+
+def _unique_names(
+    parts: Sequence[_Part], layers: Sequence[Layer], user_groups: Sequence[Mapping[str, Any]]
+) -> list[str]:
+    base = [layers[part.layer].name if part.layer >= 0 else "frozen" for part in parts]
+    return [
+        f"{name}/{user_groups[part.user_index].get('name', part.user_index)}"
+        if base.count(name) > 1
+        else name
+        for part, name in zip(parts, base, strict=True)
+    ]

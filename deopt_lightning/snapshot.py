@@ -1,0 +1,277 @@
+"""Snapshot: everything that training or validation changes, taken aside and put back."""
+
+from __future__ import annotations
+
+import random
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+Restorer = Callable[[], Any]
+
+
+class Stateful(Protocol):
+    """Anything with a state of its own, such as the precision plugin's gradient scaler."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """The state."""
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Puts the state back."""
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """State of model, optimizers and random generators at one moment.
+
+    Holds copies of all parameters and buffers (persistent or not), of the optimizers' state and
+    group options, of plain values and tensors among the modules' attributes (counters, metric
+    states), and of the random generators. Memory: one copy of model and optimizer state.
+
+    Take one with ``Snapshot.take``; ``restore`` writes it back in place, any number of times.
+    """
+
+    tensors: list[tuple[torch.Tensor, torch.Tensor]]
+    buffers: list[tuple[nn.Module, str, torch.Tensor | None]]
+    attributes: list[tuple[nn.Module, dict[str, Restorer]]]
+    optimizers: list[tuple[Optimizer, dict[torch.Tensor, dict[str, Any]], list[dict[str, Any]]]]
+    stateful: list[tuple[Stateful, dict[str, Any]]]
+    generators: list[tuple[torch.Generator, torch.Tensor]]
+    rng: dict[str, Any]
+
+    @classmethod
+    def take(
+        cls,
+        module: nn.Module,
+        optimizers: Iterable[Optimizer],
+        stateful: Iterable[Stateful] = (),
+        generators: Iterable[torch.Generator] = (),
+    ) -> Snapshot:
+        """Copies the present state.
+
+        Args:
+            module: The model.
+            optimizers: Its optimizers.
+            stateful: Further objects with a state, for example the precision plugin.
+            generators: Random generators beside the global ones, for example data loaders' own.
+        """
+        with torch.no_grad():
+            kept = [*module.parameters(), *module.buffers()]
+            return cls(
+                tensors=[(tensor, tensor.detach().clone()) for tensor in kept],
+                buffers=[
+                    (owner, name, buffer)
+                    for owner in module.modules()
+                    for name, buffer in owner.named_buffers(recurse=False)
+                ],
+                attributes=[(owner, _plain_attributes(owner)) for owner in module.modules()],
+                optimizers=[_take_optimizer(optimizer) for optimizer in optimizers],
+                stateful=[(part, _copy(part.state_dict())) for part in stateful],
+                generators=[(g, g.get_state()) for g in generators],
+                rng=rng_state(),
+            )
+
+    def restore(self, *, random: bool = True) -> None:
+        """Writes everything back in place; gradients are dropped.
+
+        Args:
+            random: Whether to restore the random generators, too.
+        """
+        with torch.no_grad():
+            for owner, name, buffer in self.buffers:
+                if getattr(owner, name) is not buffer:
+                    setattr(owner, name, buffer)
+            for tensor, saved in self.tensors:
+                tensor.copy_(saved)
+                tensor.grad = None
+            for owner, attributes in self.attributes:
+                _restore_attributes(owner, attributes)
+            for optimizer, state, groups in self.optimizers:
+                _restore_optimizer(optimizer, state, groups)
+        for part, part_state in self.stateful:
+            part.load_state_dict(_copy(part_state))
+        if random:
+            for generator, generator_state in self.generators:
+                generator.set_state(generator_state)
+            set_rng_state(self.rng)
+
+    @contextmanager
+    def restored_on_exit(self) -> Iterator[None]:
+        """Restores when the block ends, also after an exception."""
+        try:
+            yield
+        finally:
+            self.restore()
+
+
+def rng_state() -> dict[str, Any]:
+    """States of the global generators of torch (every device), NumPy and Python.
+
+    Plain types and tensors only, so that it can be part of a checkpoint.
+    """
+    name, keys, *rest = np.random.get_state(legacy=True)
+    return {
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        "numpy": [str(name), np.asarray(keys).tolist(), *(float(value) for value in rest)],
+        "python": random.getstate(),
+    }
+
+
+def set_rng_state(state: dict[str, Any]) -> None:
+    """Puts back what ``rng_state`` returned."""
+    torch.set_rng_state(state["torch"].cpu())
+    if state["cuda"]:
+        torch.cuda.set_rng_state_all([s.cpu() for s in state["cuda"]])
+    name, keys, position, has_gauss, cached = state["numpy"]
+    numpy_state = (name, np.array(keys, dtype=np.uint32), int(position), int(has_gauss), cached)
+    np.random.set_state(numpy_state)
+    version, internal, gauss = state["python"]
+    random.setstate((version, tuple(internal), gauss))
+
+
+# --- plain attributes of modules ---------------------------------------------------------------
+
+_MODULE_INTERNALS = frozenset(vars(nn.Module())) - {"training"}
+_SCALARS = (bool, int, float, complex, str, bytes, type(None))
+
+
+def _is_plain(value: object) -> bool:
+    """Whether a value is made only of numbers, strings, tensors and built-in containers."""
+    if isinstance(value, nn.Parameter):
+        return False
+    if isinstance(value, (*_SCALARS, torch.Tensor)):
+        return True
+    if isinstance(value, dict):
+        return all(_is_plain(key) and _is_plain(item) for key, item in value.items())
+    if isinstance(value, list | tuple | set | frozenset | deque):
+        return all(_is_plain(item) for item in value)
+    return False
+
+
+def _plain_attributes(module: nn.Module) -> dict[str, Restorer]:
+    return {
+        name: _restorer(value)
+        for name, value in vars(module).items()
+        if name not in _MODULE_INTERNALS and _is_plain(value)
+    }
+
+
+def _restore_attributes(module: nn.Module, saved: dict[str, Restorer]) -> None:
+    attributes = vars(module)
+    new = [name for name in attributes if name not in saved and name not in _MODULE_INTERNALS]
+    for name in new:
+        if _is_plain(attributes[name]):
+            del attributes[name]
+    attributes.update({name: restored() for name, restored in saved.items()})
+
+
+def _restorer(value: Any) -> Restorer:
+    """A function that returns the very same object with the contents that it has now."""
+    if isinstance(value, torch.Tensor):
+        return partial(_restore_tensor, value, value.detach().clone())
+    if isinstance(value, dict):
+        items = {key: _restorer(item) for key, item in value.items()}
+        return partial(_restore_dict, value, items)
+    if isinstance(value, list | deque):
+        return partial(_restore_sequence, value, [_restorer(item) for item in value])
+    if isinstance(value, set):
+        return partial(_restore_set, value, frozenset(value))
+    if isinstance(value, tuple):
+        return partial(_restore_tuple, value, [_restorer(item) for item in value])
+    return lambda: value
+
+
+def _restore_tensor(value: torch.Tensor, copy: torch.Tensor) -> torch.Tensor:
+    value.detach().copy_(copy)
+    return value
+
+
+def _restore_dict(value: dict[Any, Any], items: dict[Any, Restorer]) -> dict[Any, Any]:
+    contents = {key: restored() for key, restored in items.items()}
+    value.clear()
+    value.update(contents)
+    return value
+
+
+def _restore_sequence(value: Any, items: list[Restorer]) -> Any:
+    contents = [restored() for restored in items]
+    value.clear()
+    value.extend(contents)
+    return value
+
+
+def _restore_set(value: set[Any], contents: frozenset[Any]) -> set[Any]:
+    value.clear()
+    value.update(contents)
+    return value
+
+
+def _restore_tuple(value: tuple[Any, ...], items: list[Restorer]) -> tuple[Any, ...]:
+    for restored in items:
+        restored()
+    return value
+
+
+# --- optimizers ----------------------------------------------------------------------------------
+
+
+def _take_optimizer(
+    optimizer: Optimizer,
+) -> tuple[Optimizer, dict[torch.Tensor, dict[str, Any]], list[dict[str, Any]]]:
+    state = {parameter: _copy(entries) for parameter, entries in optimizer.state.items()}
+    groups = [
+        {key: _copy(value) for key, value in group.items() if key not in ("params", "param_names")}
+        for group in optimizer.param_groups
+    ]
+    return optimizer, state, groups
+
+
+def _restore_optimizer(
+    optimizer: Optimizer,
+    state: dict[torch.Tensor, dict[str, Any]],
+    groups: Sequence[dict[str, Any]],
+) -> None:
+    for parameter in [p for p in optimizer.state if p not in state]:
+        del optimizer.state[parameter]
+    for parameter, saved in state.items():
+        _restore_entries(optimizer.state[parameter], saved)
+    for group, saved in zip(optimizer.param_groups, groups, strict=True):
+        _restore_entries(group, saved, keep=("params", "param_names"))
+
+
+def _copy(value: Any) -> Any:
+    """A deep copy of dicts, lists and tensors; anything else is kept as it is."""
+    if isinstance(value, torch.Tensor):
+        return value.detach().clone()
+    if isinstance(value, dict):
+        return {key: _copy(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_copy(item) for item in value]
+    return value
+
+
+def _restore_entries(
+    entries: dict[str, Any], saved: dict[str, Any], keep: tuple[str, ...] = ()
+) -> None:
+    """Restores a dict; tensors of the same shape and type keep their storage."""
+    for key in [k for k in entries if k not in saved and k not in keep]:
+        del entries[key]
+    for key, value in saved.items():
+        current = entries.get(key)
+        if (
+            isinstance(value, torch.Tensor)
+            and isinstance(current, torch.Tensor)
+            and (current.shape, current.dtype) == (value.shape, value.dtype)
+        ):
+            current.copy_(value)
+        else:
+            entries[key] = _copy(value)

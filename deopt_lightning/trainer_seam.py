@@ -1,0 +1,270 @@
+"""The only place that touches Lightning's internals: quiet probe steps and quiet validation.
+
+A probe runs in epoch and evaluation loops of its own, of the same classes as the Trainer's. The
+user's `training_step`, hooks, clipping, accumulation and precision all apply; callbacks, loggers
+and the Trainer's own counters and metrics see nothing of it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from copy import deepcopy
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.loggers.logger import DummyLogger
+from lightning.pytorch.loops.fetchers import _PrefetchDataFetcher
+from lightning.pytorch.profilers import PassThroughProfiler
+from lightning.pytorch.utilities.combined_loader import CombinedLoader
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+
+_METRICS = ("_progress_bar_metrics", "_logged_metrics", "_callback_metrics")
+_CONNECTOR_STATE = (*_METRICS, "_current_fx", "_first_loop_iter")
+_TRAINER_STATE = ("loggers", "profiler", "should_stop", "_last_val_time")
+_SAMPLER_EPOCH_OFFSET = 1_000_000  # probe batches never repeat the order of a real epoch
+
+
+class ProbeLoops:
+    """Trains a few quiet steps and validates quietly, for a Trainer in `on_train_epoch_end`.
+
+    Use it through `quiet_loops`, which puts the Trainer back.
+    """
+
+    def __init__(self, trainer: pl.Trainer, batches: list[Any]) -> None:
+        self.trainer = trainer
+        self.batches = batches
+        self.main = trainer.fit_loop.epoch_loop
+        self.epoch_loop = _probe_loop_class(type(self.main))(trainer)
+        _share_validation_data(self.main.val_loop, self.epoch_loop.val_loop, trainer)
+
+    def train(self) -> None:
+        """Trains on the probe's batches, from the Trainer's present step count."""
+        trainer, loop = self.trainer, self.epoch_loop
+        loop.automatic_optimization.optim_progress = deepcopy(
+            self.main.automatic_optimization.optim_progress
+        )
+        loop._batches_that_stepped = self.main._batches_that_stepped
+        fetcher = _PrefetchDataFetcher()
+        fetcher.setup(CombinedLoader(_Replay(self.batches), "max_size_cycle"))
+        iter(fetcher)
+        trainer.training = True
+        with torch.enable_grad():
+            loop.run(fetcher)
+        trainer._logger_connector.epoch_end_reached()
+        loop._results.reset()
+
+    def validate(self) -> dict[str, torch.Tensor]:
+        """Runs the whole validation and returns what it logged."""
+        trainer = self.trainer
+        connector = trainer._logger_connector
+        connector._callback_metrics = {}
+        trainer.validating = True
+        try:
+            self.epoch_loop.val_loop.run()
+            return dict(connector._callback_metrics)
+        finally:
+            trainer.training = True
+            self.epoch_loop.val_loop._results.reset()
+
+    def all_ranks(self, decision: bool) -> bool:
+        """Whether something holds on every process of the run."""
+        return bool(self.trainer.strategy.reduce_boolean_decision(decision, all=True))
+
+    def mean_over_ranks(self, value: float) -> float:
+        """One number for all processes: the mean, as process 0 computed it."""
+        strategy = self.trainer.strategy
+        if self.trainer.world_size == 1:
+            return value
+        mean = strategy.reduce(torch.tensor(value, device=strategy.root_device), reduce_op="mean")
+        return float(strategy.broadcast(float(mean)))
+
+
+@contextmanager
+def quiet_loops(trainer: Any, batches: list[Any]) -> Iterator[ProbeLoops]:
+    """Swaps private loops in and hides callbacks, loggers and metrics; puts all back at the end."""
+    connector, module = trainer._logger_connector, trainer.lightning_module
+    main, stage, hook = trainer.fit_loop.epoch_loop, trainer.state.stage, module._current_fx_name
+    kept_trainer = {
+        name: getattr(trainer, name) for name in _TRAINER_STATE if hasattr(trainer, name)
+    }
+    kept_connector = {name: getattr(connector, name) for name in _CONNECTOR_STATE}
+    metrics = {name: dict(value) for name, value in kept_connector.items() if name in _METRICS}
+    try:
+        with _deaf(trainer.callbacks):
+            trainer.loggers = [DummyLogger()] if trainer.loggers else []
+            trainer.profiler = PassThroughProfiler()
+            for name in _METRICS:
+                setattr(connector, name, {})
+            loops = ProbeLoops(trainer, batches)
+            trainer.fit_loop.epoch_loop = loops.epoch_loop
+            yield loops
+    finally:
+        trainer.fit_loop.epoch_loop = main
+        for name, value in kept_trainer.items():
+            setattr(trainer, name, value)
+        for name, value in {**kept_connector, **metrics}.items():
+            setattr(connector, name, value)
+        trainer.state.stage, module._current_fx_name = stage, hook
+        for optimizer in trainer.optimizers:
+            optimizer.zero_grad(set_to_none=True)
+
+
+@contextmanager
+def _deaf(callbacks: list[Any]) -> Iterator[None]:
+    """Lets callbacks hear nothing of the loops, while user code still finds them on the Trainer."""
+    hooks = [name for name in dir(Callback) if name.startswith("on_")]
+    own = [{name: vars(c)[name] for name in hooks if name in vars(c)} for c in callbacks]
+    try:
+        for callback in callbacks:
+            vars(callback).update(dict.fromkeys(hooks, _ignore))
+        yield
+    finally:
+        for callback, attributes in zip(callbacks, own, strict=True):
+            for name in hooks:
+                vars(callback).pop(name, None)
+            vars(callback).update(attributes)
+
+
+def _ignore(*args: Any, **kwargs: Any) -> None:
+    """A hook that does nothing."""
+
+
+def probe_batch_count(trainer: pl.Trainer, probe_steps: int | float) -> int:
+    """How many batches a probe takes.
+
+    Args:
+        trainer: The Trainer, in its fit loop.
+        probe_steps: Optimizer steps (int), or a fraction of the epoch (float).
+    """
+    if isinstance(probe_steps, int):
+        return probe_steps * trainer.accumulate_grad_batches
+    if math.isinf(trainer.num_training_batches):
+        raise MisconfigurationException(
+            f"probe_steps={probe_steps} is a fraction of an epoch, but the training data has no "
+            "length. Give probe_steps as an int (optimizer steps), or set limit_train_batches."
+        )
+    return max(1, round(probe_steps * trainer.num_training_batches))
+
+
+def fetch_batches(trainer: pl.Trainer, count: int, seed: int) -> list[Any]:
+    """Draws a probe's batches from the training data: the same draw for the same seed.
+
+    The caller restores the random state. Samplers with an epoch of their own are set to one that
+    no real epoch has, so that one and several processes behave alike; the fit loop sets it again.
+
+    Args:
+        trainer: The Trainer, in its fit loop.
+        count: Number of batches; more than an epoch has are drawn from further passes.
+        seed: Seeds torch's global generator and every loader's own.
+    """
+    torch.manual_seed(seed)
+    for generator in loader_generators(trainer):
+        generator.manual_seed(seed)
+    combined = trainer.fit_loop._combined_loader
+    assert combined is not None
+    limits = combined.limits
+    batches: list[Any] = []
+    epoch = 0
+    while len(batches) < count:
+        for loader in combined.flattened:
+            set_sampler_epoch(loader, _SAMPLER_EPOCH_OFFSET + seed % 1_000_000 + epoch)
+        loaders = CombinedLoader(combined.iterables, combined._mode)
+        loaders.limits = limits
+        drawn = 0
+        for batch, _, _ in loaders:
+            batches.append(batch)
+            drawn += 1
+            if len(batches) == count:
+                break
+        if drawn == 0:
+            raise RuntimeError("The training data gave no batch for a probe; check the loader.")
+        epoch += 1
+    return batches
+
+
+def set_sampler_epoch(loader: object, epoch: int) -> None:
+    """Calls `set_epoch` on a loader's sampler, where it has one."""
+    batch_sampler = getattr(loader, "batch_sampler", None)
+    for sampler in (getattr(loader, "sampler", None), getattr(batch_sampler, "sampler", None)):
+        set_epoch = getattr(sampler, "set_epoch", None)
+        if callable(set_epoch):
+            set_epoch(epoch)
+
+
+def loader_generators(trainer: pl.Trainer) -> list[torch.Generator]:
+    """The random generators that training and validation loaders and their samplers own."""
+    combined = (
+        trainer.fit_loop._combined_loader,
+        trainer.fit_loop.epoch_loop.val_loop._combined_loader,
+    )
+    loaders = [
+        loader for loaders in combined if loaders is not None for loader in loaders.flattened
+    ]
+    found: dict[int, torch.Generator] = {}
+    for loader in loaders:
+        batch_sampler = getattr(loader, "batch_sampler", None)
+        sampler = getattr(loader, "sampler", None)
+        for owner in (loader, sampler, batch_sampler, getattr(batch_sampler, "sampler", None)):
+            generator = getattr(owner, "generator", None)
+            if isinstance(generator, torch.Generator):
+                found[id(generator)] = generator
+    return list(found.values())
+
+
+def has_validation_data(trainer: pl.Trainer) -> bool:
+    """Whether a validation dataloader is defined, here or in a datamodule."""
+    return bool(trainer.fit_loop.epoch_loop.val_loop._data_source.is_defined())
+
+
+def gather_ranks(value: dict[str, Any]) -> list[dict[str, Any]]:
+    """Each process's value, in the order of ranks; every process must call it."""
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return [value]
+    gathered: list[Any] = [None] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(gathered, value)
+    return gathered
+
+
+class _Replay:
+    """Yields a copy of each kept batch, since a step may change its batch in place.
+
+    Not a list on purpose: CombinedLoader takes a list for a collection of loaders.
+    """
+
+    def __init__(self, batches: list[Any]) -> None:
+        self.batches = batches
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __iter__(self) -> Iterator[Any]:
+        return (deepcopy(batch) for batch in self.batches)
+
+
+def _probe_loop_class(loop_class: type) -> type:
+    """The Trainer's own epoch loop, without validation, schedulers and the epoch's batch limit."""
+    return type(
+        "ProbeEpochLoop",
+        (loop_class,),
+        {
+            "_should_check_val_fx": lambda self, data_fetcher: False,
+            "update_lr_schedulers": lambda self, interval, update_plateau_schedulers: None,
+            "_num_ready_batches_reached": lambda self: self.batch_progress.is_last_batch,
+        },
+    )
+
+
+def _share_validation_data(main: Any, probe: Any, trainer: pl.Trainer) -> None:
+    """Lets the private evaluation loop use the validation loaders that the Trainer made."""
+    if main._combined_loader is None:
+        trainer.validating = True
+        main.setup_data()
+        trainer.training = True
+    probe._data_source = main._data_source
+    probe._combined_loader = main._combined_loader
+    probe._max_batches = list(main._max_batches)
+    probe._last_val_dl_reload_epoch = main._last_val_dl_reload_epoch

@@ -1,0 +1,110 @@
+"""The golden test: a search that adopts nothing leaves no trace in a run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
+from torch.utils.data import DataLoader, IterableDataset
+
+from deopt_lightning import DEOptCallback
+from tests.tiny import SilentDryRun, TinyModel, fit, same_state, tiny_data, train_loader, val_loader
+
+
+class Stream(IterableDataset):
+    def __iter__(self) -> Any:
+        order = torch.randperm(96)
+        return (tiny_data()[int(i)] for i in order)
+
+
+def sgd_with(scheduler: Callable[[Any], Any], **options: Any) -> Callable[[Any], Any]:
+    def configure(parameters: Any) -> Any:
+        optimizer = torch.optim.SGD(parameters, lr=0.05, momentum=0.9)
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": scheduler(optimizer), **options},
+        }
+
+    return configure
+
+
+schedule = torch.optim.lr_scheduler
+CASES: dict[str, dict[str, Any]] = {
+    "default": {},
+    "accumulation with a ragged last window": {"accumulate_grad_batches": 5},
+    "clipping by norm": {"gradient_clip_val": 0.1},
+    "clipping by value": {"gradient_clip_val": 0.01, "gradient_clip_algorithm": "value"},
+    "bf16-mixed": {"precision": "bf16-mixed"},
+    "validation twice an epoch": {"val_check_interval": 0.5},
+    "validation every second epoch": {"check_val_every_n_epoch": 2},
+    "limited batches": {"limit_train_batches": 5, "limit_val_batches": 2},
+    "max_steps": {"max_epochs": -1, "max_steps": 30},
+    "reload every epoch": {"reload_dataloaders_every_n_epochs": 1},
+    "rich progress bar": {"enable_progress_bar": True},
+    "iterable train set": {"train": lambda: DataLoader(Stream(), batch_size=8)},
+    "dict of train loaders": {"train": lambda: {"main": train_loader(), "other": val_loader()}},
+    "own loader generator": {
+        "train": lambda: train_loader(generator=torch.Generator().manual_seed(5))
+    },
+    "a worker": {"train": lambda: train_loader(num_workers=1), "max_epochs": 2},
+    "persistent workers": {
+        "train": lambda: train_loader(num_workers=1, persistent_workers=True),
+        "val": lambda: val_loader(num_workers=1, persistent_workers=True),
+        "max_epochs": 2,
+    },
+    "two validation loaders": {"val": lambda: [val_loader(), val_loader()]},
+    "step schedule": {
+        "optimizer": sgd_with(lambda o: schedule.CosineAnnealingLR(o, 20), interval="step")
+    },
+    "epoch schedule": {"optimizer": sgd_with(lambda o: schedule.StepLR(o, 1, 0.5))},
+    "lambda schedule": {"optimizer": sgd_with(lambda o: schedule.LambdaLR(o, lambda e: 0.9**e))},
+    "plateau schedule": {
+        "optimizer": sgd_with(
+            lambda o: schedule.ReduceLROnPlateau(o, patience=0), monitor="val_loss"
+        )
+    },
+}
+
+
+def run(folder: Path, case: dict[str, Any], *callbacks: DEOptCallback) -> Any:
+    options = dict(case)
+    for loader in ("train", "val"):
+        if loader in options:
+            options[loader] = options[loader]()
+    checkpoint = ModelCheckpoint(folder, monitor="val_loss", save_top_k=-1, save_last=True)
+    stopping = EarlyStopping("val_loss", patience=5)
+    build = partial(TinyModel, options.pop("optimizer", None))
+    model, trainer = fit(folder, [*callbacks, stopping, checkpoint], model=build, **options)
+    return model, trainer, checkpoint, stopping
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_search_that_adopts_nothing_leaves_no_trace(name: str, tmp_path: Path) -> None:
+    callback = SilentDryRun()
+    plain, plain_trainer, plain_checkpoint, plain_stopping = run(tmp_path / "plain", CASES[name])
+    model, trainer, checkpoint, stopping = run(tmp_path / "search", CASES[name], callback)
+
+    assert len(callback.history) >= 2
+    assert callback.probe_steps_taken >= 2 * 4 * 3 * len(callback.history)
+    assert same_state(plain.state_dict(), model.state_dict())
+    assert trainer.global_step == plain_trainer.global_step
+    assert (model.steps_seen, model.losses) == (plain.steps_seen, plain.losses)
+    assert _files(checkpoint) == _files(plain_checkpoint)
+    assert stopping.state_dict() == plain_stopping.state_dict()
+    logs = [(tmp_path / run / "metrics.csv").read_bytes() for run in ("plain", "search")]
+    assert logs[0] == logs[1]
+
+
+def _files(checkpoint: ModelCheckpoint) -> dict[str, float]:
+    return {Path(p).name: float(score) for p, score in checkpoint.best_k_models.items()}
+
+
+def test_a_search_that_does_adopt_is_noticed_by_the_golden_test(tmp_path: Path) -> None:
+    plain, *_ = run(tmp_path / "plain", {})
+    model, *_ = run(tmp_path / "search", {}, SilentDryRun(adopt=True))
+    assert not same_state(plain.state_dict(), model.state_dict())

@@ -1,0 +1,134 @@
+"""A small real model and Trainer that the callback's tests share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+import torchmetrics
+from lightning.pytorch.loggers import CSVLogger
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from deopt_lightning import DEOptCallback
+
+
+class TinyModel(L.LightningModule):
+    """Regression with everything that a probe could leave changed.
+
+    Batch norm, dropout, metrics in training and validation, a counter and a list of its own.
+    """
+
+    def __init__(self, make_optimizer: Callable[[Any], Any] | None = None) -> None:
+        super().__init__()
+        self.make_optimizer = make_optimizer or (lambda p: torch.optim.Adam(p, lr=1e-2))
+        self.first = nn.Linear(6, 8)
+        self.norm = nn.BatchNorm1d(8)
+        self.dropout = nn.Dropout(0.2)
+        self.last = nn.Linear(8, 1)
+        self.train_error = torchmetrics.MeanSquaredError()
+        self.val_error = torchmetrics.MeanSquaredError()
+        self.steps_seen = 0
+        self.losses: list[float] = []
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.dropout(torch.relu(self.norm(self.first(x)))))
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        x, y = batch["main"] if isinstance(batch, dict) else batch
+        prediction = self(x)
+        loss = nn.functional.mse_loss(prediction.float(), y)
+        self.steps_seen += 1
+        self.losses.append(float(loss.detach()))
+        self.train_error(prediction.float(), y)
+        self.log("train_loss", loss, on_step=True, on_epoch=True)
+        self.log("train_error", self.train_error, on_step=False, on_epoch=True)
+        self.log("seen", float(self.steps_seen), on_step=True)
+        return loss
+
+    def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
+        x, y = batch
+        prediction = self(x).float()
+        self.val_error.update(prediction, y)
+        name = "val_loss" if dataloader_idx == 0 else f"val_loss_{dataloader_idx}"
+        self.log(name, nn.functional.mse_loss(prediction, y), add_dataloader_idx=False)
+
+    def on_validation_epoch_end(self) -> None:
+        self.log("val_error", self.val_error.compute())
+        self.val_error.reset()
+
+    def configure_optimizers(self) -> Any:
+        return self.make_optimizer(self.parameters())
+
+
+def tiny_data(samples: int = 96, seed: int = 3) -> TensorDataset:
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(samples, 6, generator=generator)
+    noise = 0.1 * torch.randn(samples, 1, generator=generator)
+    return TensorDataset(x, x[:, :1] - 2 * x[:, 1:2] + noise)
+
+
+def train_loader(**options: Any) -> DataLoader:
+    return DataLoader(tiny_data(), batch_size=8, shuffle=True, **options)
+
+
+def val_loader(**options: Any) -> DataLoader:
+    return DataLoader(tiny_data(32, seed=4), batch_size=8, **options)
+
+
+def fit(
+    folder: Path,
+    callbacks: Sequence[L.Callback] = (),
+    *,
+    model: Callable[[], L.LightningModule] = TinyModel,
+    train: Any = None,
+    val: Any = None,
+    ckpt_path: str | None = None,
+    seed: int = 11,
+    **trainer_options: Any,
+) -> tuple[L.LightningModule, L.Trainer]:
+    """Trains a new model with a real Trainer and a CSV log in the folder."""
+    L.seed_everything(seed, verbose=False)
+    module = model()
+    options: dict[str, Any] = {
+        "max_epochs": 3,
+        "accelerator": "cpu",
+        "devices": 1,
+        "logger": CSVLogger(folder, name="", version=""),
+        "log_every_n_steps": 2,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+        "enable_checkpointing": any(
+            isinstance(c, L.pytorch.callbacks.Checkpoint) for c in callbacks
+        ),
+        "default_root_dir": folder,
+        **trainer_options,
+    }
+    trainer = L.Trainer(callbacks=list(callbacks), **options)
+    trainer.fit(module, _or(train, train_loader), _or(val, val_loader), ckpt_path=ckpt_path)
+    return module, trainer
+
+
+class SilentDryRun(DEOptCallback):
+    """Searches, adopts nothing and logs nothing: the run must be what it is without."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(
+            **{"monitor": "val_loss", "population_size": 4, "probe_steps": 3, "adopt": False}
+            | options
+        )
+
+    def _log(self, *args: Any) -> None:
+        pass
+
+
+def same_state(left: dict[str, Tensor], right: dict[str, Tensor]) -> bool:
+    """Whether two state dicts are equal bit for bit."""
+    return left.keys() == right.keys() and all(torch.equal(left[k], right[k]) for k in left)
+
+
+def _or(value: Any, default: Callable[[], Any]) -> Any:
+    return default() if value is None else value
