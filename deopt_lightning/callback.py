@@ -119,6 +119,7 @@ class DEOptCallback(Callback):
         self.evaluations = 0
         self._last_epoch = -1  # the last epoch whose end was handled
         self._search: DifferentialEvolution | None = None
+        self._resumed_rng: dict[str, Any] | None = None
 
     # --- hooks, in the order in which the Trainer calls them ------------------------------------
 
@@ -182,8 +183,11 @@ class DEOptCallback(Callback):
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Runs a generation, if one is due, and logs the values that train the next epoch."""
         epoch = trainer.current_epoch
-        if epoch <= self._last_epoch:
-            return  # Lightning may call this hook again after a resume
+        resumed_rng, self._resumed_rng = self._resumed_rng, None
+        if epoch <= self._last_epoch:  # with max_steps, Lightning ends a resumed epoch once more
+            if resumed_rng is not None:
+                set_rng_state(resumed_rng)  # and has drawn an epoch order that it will not use
+            return
         metrics = self._generation(trainer) if self._is_due(trainer) else {}
         self._last_epoch = epoch
         for name, values in self._control.by_layer(self._values).items():
@@ -316,4 +320,5 @@ class DEOptCallback(Callback):
         self.evaluations = state["evaluations"]
         self._last_epoch = state["last_epoch"]
         if len(state["rng"]) == trainer.world_size:
-            set_rng_state(state["rng"][trainer.global_rank])
+            self._resumed_rng = state["rng"][trainer.global_rank]
+            set_rng_state(self._resumed_rng)

@@ -103,11 +103,6 @@ def _problems(trainer: pl.Trainer, module: pl.LightningModule) -> list[str]:
             "Lightning call the optimizer, or leave the callback out.",
         ),
         (
-            len(trainer.optimizers) != 1,
-            f"controls one optimizer; configure_optimizers returned {len(trainer.optimizers)}. "
-            "Return one optimizer, or leave the callback out.",
-        ),
-        (
             not is_overridden("validation_step", module),
             f"scores candidates by validation, but {type(module).__name__} has no "
             "validation_step. Add one that logs the monitor.",

@@ -1,0 +1,174 @@
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from deopt_lightning.checkpoint_layout import optimizer_to_split_layout, optimizer_to_user_layout
+from deopt_lightning.layers import group_layers
+from deopt_lightning.param_groups import split_param_groups, write_hyperparameters
+
+
+def make_net() -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2))
+
+
+def split(net: nn.Module, optimizer: torch.optim.Optimizer) -> Any:
+    return split_param_groups(optimizer, net, group_layers(net))
+
+
+def step(net: nn.Module, optimizer: torch.optim.Optimizer, seed: int) -> None:
+    x = torch.randn(5, 3, generator=torch.Generator().manual_seed(seed))
+    optimizer.zero_grad()
+    net(x).square().sum().backward()
+    optimizer.step()
+
+
+def by_name(net: nn.Module, *wanted: str) -> list[nn.Parameter]:
+    return [p for name, p in net.named_parameters() if any(w in name for w in wanted)]
+
+
+def test_every_parameter_lands_in_one_group_of_its_layer() -> None:
+    net = make_net()
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9, nesterov=True)
+    groups = split(net, optimizer)
+    assert [group["name"] for group in optimizer.param_groups] == ["0", "2"]
+    assert groups.layer_names == ("0", "2")
+    held = [id(p) for group in optimizer.param_groups for p in group["params"]]
+    assert held == [id(p) for p in net.parameters()]
+    assert all(group["momentum"] == 0.9 and group["nesterov"] for group in optimizer.param_groups)
+
+
+def test_users_decay_and_no_decay_groups_are_split_further_and_kept_apart() -> None:
+    net = make_net()
+    optimizer = torch.optim.AdamW(
+        [
+            {"params": by_name(net, "weight"), "weight_decay": 0.1, "name": "decay"},
+            {"params": by_name(net, "bias"), "weight_decay": 0.0, "lr": 2e-3},
+        ],
+        lr=1e-3,
+    )
+    groups = split(net, optimizer)
+    assert [g["name"] for g in optimizer.param_groups] == ["0/decay", "2/decay", "0/1", "2/1"]
+    write_hyperparameters(optimizer, groups, np.array([0.01, 0.03]), np.array([0.5, 0.7]))
+    assert [g["weight_decay"] for g in optimizer.param_groups] == [0.5, 0.7, 0.0, 0.0]
+    assert [g["lr"] for g in optimizer.param_groups] == pytest.approx([0.01, 0.03, 0.02, 0.06])
+
+
+def test_frozen_parameters_keep_the_users_values() -> None:
+    net = make_net()
+    net[0].requires_grad_(False)
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1, weight_decay=0.2)
+    groups = split(net, optimizer)
+    assert groups.layer_names == ("2",)
+    write_hyperparameters(optimizer, groups, np.array([0.5]), np.array([0.0]))
+    values = {g["name"]: (g["lr"], g["weight_decay"]) for g in optimizer.param_groups}
+    assert values == {"2": (0.5, 0.0), "frozen": (0.1, 0.2)}
+
+
+def test_step_is_the_papers_update_written_by_hand() -> None:
+    """Eq. 4 and 5: W <- W - eta (gradient + lambda W), bias alike, per layer."""
+    net = make_net().double()
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    groups = split(net, optimizer)
+    eta, decay = np.array([0.02, 0.3]), np.array([0.05, 0.004])
+    write_hyperparameters(optimizer, groups, eta, decay)
+    before = [p.detach().clone() for p in net.parameters()]
+    net(torch.ones(2, 3, dtype=torch.float64)).square().sum().backward()
+    layer = [0, 0, 1, 1]
+    expected = [
+        w - eta[n] * (p.grad + decay[n] * w)
+        for n, w, p in zip(layer, before, net.parameters(), strict=True)
+    ]
+    optimizer.step()
+    for parameter, wanted in zip(net.parameters(), expected, strict=True):
+        torch.testing.assert_close(parameter.detach(), wanted, rtol=0, atol=1e-15)
+
+
+@pytest.mark.parametrize(
+    ("name", "lr"),
+    [
+        ("SGD", 0.05),
+        ("Adam", 0.05),
+        ("AdamW", 0.05),
+        ("RMSprop", 0.05),
+        ("Adagrad", 0.05),
+        ("SGD", torch.tensor(0.05)),
+        ("AdamW", torch.tensor(0.05)),
+    ],
+)
+def test_splitting_alone_changes_no_step(name: str, lr: float | torch.Tensor) -> None:
+    options: dict[str, Any] = {"weight_decay": 0.01, "lr": lr}
+    nets = [make_net(), make_net()]
+    optimizers = [getattr(torch.optim, name)(net.parameters(), **options) for net in nets]
+    step(nets[0], optimizers[0], 1)
+    step(nets[1], optimizers[1], 1)
+    split(nets[1], optimizers[1])  # state made before the split must survive it
+    for seed in (2, 3):
+        step(nets[0], optimizers[0], seed)
+        step(nets[1], optimizers[1], seed)
+    for left, right in zip(nets[0].parameters(), nets[1].parameters(), strict=True):
+        assert torch.equal(left, right)
+
+
+def test_tensor_lr_keeps_its_storage_and_layers_do_not_share_one() -> None:
+    net = make_net()
+    optimizer = torch.optim.Adam(net.parameters(), lr=torch.tensor(0.1))
+    groups = split(net, optimizer)
+    pointers = [group["lr"].data_ptr() for group in optimizer.param_groups]
+    write_hyperparameters(optimizer, groups, np.array([0.25, 0.5]), np.zeros(2))
+    assert [group["lr"].data_ptr() for group in optimizer.param_groups] == pointers
+    assert [float(group["lr"]) for group in optimizer.param_groups] == [0.25, 0.5]
+
+
+def test_optimizer_state_round_trips_between_the_two_layouts() -> None:
+    net = make_net()
+    optimizer = torch.optim.Adam(
+        [
+            {"params": by_name(net, "bias"), "betas": (0.8, 0.9)},
+            {"params": by_name(net, "weight"), "weight_decay": 0.1},
+        ],
+        lr=0.01,
+    )
+    step(net, optimizer, 1)
+    original = optimizer.state_dict()
+    groups = split(net, optimizer)
+    write_hyperparameters(optimizer, groups, np.array([0.5, 0.6]), np.array([0.7, 0.8]))
+    user = optimizer_to_user_layout(optimizer.state_dict(), groups)
+    assert user["param_groups"] == original["param_groups"]
+    assert user["state"].keys() == original["state"].keys()
+    for index, entries in original["state"].items():
+        assert all(torch.equal(entries[key], user["state"][index][key]) for key in entries)
+    back = optimizer_to_split_layout(user, groups, optimizer)
+    here = optimizer.state_dict()
+    assert back["state"].keys() == here["state"].keys()
+    for index, entries in here["state"].items():
+        assert all(entries[key] is back["state"][index][key] for key in entries)
+    optimizer.load_state_dict(back)
+
+
+def test_checkpoint_of_other_groups_is_refused_with_both_sizes() -> None:
+    net = make_net()
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    groups = split(net, optimizer)
+    other = torch.optim.SGD(by_name(net, "weight"), lr=0.1).state_dict()
+    with pytest.raises(ValueError, match=r"groups of \(2,\) parameters, this run's has \(4,\)"):
+        optimizer_to_split_layout(other, groups, optimizer)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda net: torch.optim.LBFGS(net.parameters()), "has no weight_decay option"),
+        (lambda net: torch.optim.SGD([nn.Parameter(torch.ones(1))], 0.1), "holds none of the"),
+        (lambda net: torch.optim.SGD(net.parameters(), lr=0.0), "lr of layer '0' is 0"),
+    ],
+)
+def test_optimizers_that_cannot_be_controlled_are_refused(make: Any, message: str) -> None:
+    net = make_net()
+    with pytest.raises(ValueError, match=message):
+        split(net, make(net))

@@ -1,0 +1,157 @@
+"""Bad input is refused early, with the value seen and the way out."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import pytest
+import torch
+from lightning.pytorch.callbacks import StochasticWeightAveraging
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from torch.utils.data import DataLoader, IterableDataset
+
+from deopt_lightning import DEOptCallback
+from tests.tiny import TinyModel, fit, tiny_data, train_loader, val_loader
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"population_size": 3}, "population_size must be at least 4 .*; got 3"),
+        ({"lr_bounds": (0.1, 0.01)}, "lr_bounds are reversed: low 0.1 is above high 0.01"),
+        ({"weight_decay_bounds": (1e-2, 1e-5)}, "weight_decay_bounds are reversed"),
+        ({"lr_bounds": (0.0, 0.1)}, r"lr_bounds must be positive; got \(0.0, 0.1\)"),
+        ({"lr_bounds": (0.1, float("inf"))}, "lr_bounds must be finite"),
+        ({"lr_bounds": (0.1,)}, "lr_bounds must be a pair"),
+        ({"weight_decay_bounds": (-1e-3, 1e-2)}, "weight_decay_bounds must be at least 0"),
+        ({"mode": "up"}, r"mode must be one of \('min', 'max'\); got 'up'"),
+        ({"carry": "all"}, "carry must be one of .*; got 'all'"),
+        ({"strategy": "best"}, "strategy must be one of .*; got 'best'"),
+        ({"local_search": "none"}, "local_search must be one of .*; got 'none'"),
+        ({"repair": "wrap"}, "repair must be one of .*; got 'wrap'"),
+        ({"probe_steps": 0}, "probe_steps must be a positive int .*; got 0"),
+        ({"probe_steps": -0.5}, "probe_steps must be a positive int .*; got -0.5"),
+        ({"probe_steps": float("nan")}, "probe_steps must be a positive int .*; got nan"),
+        ({"every_n_epochs": 0}, "every_n_epochs must be at least 1; got 0"),
+        ({"warmup_epochs": -1}, "warmup_epochs must be at least 0; got -1"),
+        ({"max_generations": 0}, "max_generations must be at least 1; got 0"),
+        ({"monitor": ""}, "monitor must name a validation metric"),
+    ],
+)
+def test_bad_arguments_are_refused_at_once(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        DEOptCallback(**{"monitor": "val_loss"} | options)
+
+
+class LogsNothing(TinyModel):
+    def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
+        self(batch[0])
+
+    def on_validation_epoch_end(self) -> None:
+        pass
+
+
+class LogsWhenTraining(TinyModel):
+    def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
+        loss = super().training_step(batch, batch_idx)
+        self.log("only_here", loss)
+        return loss
+
+
+class Manual(TinyModel):
+    def __init__(self) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+
+
+class NoValidationStep(L.LightningModule):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = torch.nn.Linear(6, 1)
+
+    def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
+        return self.layer(batch[0]).mean()
+
+    def configure_optimizers(self) -> Any:
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+class TakesIterator(TinyModel):
+    def training_step(self, dataloader_iter: Any) -> torch.Tensor:
+        batch, batch_idx, _ = next(dataloader_iter)
+        return super().training_step(batch, batch_idx)
+
+
+class Endless(IterableDataset):
+    def __iter__(self) -> Any:
+        return iter(tiny_data())
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"model": Manual}, "needs automatic optimization"),
+        ({"model": NoValidationStep}, "NoValidationStep has no validation_step"),
+        ({"model": TakesIterator}, r"training_step\(dataloader_iter\)"),
+        ({"limit_val_batches": 0}, "there is no validation data"),
+        ({"model": partial(TinyModel, lambda p: None)}, "holds none of the layers' parameters"),
+        ({"model": partial(TinyModel, torch.optim.LBFGS)}, "LBFGS has no weight_decay"),
+        (
+            {"callbacks": [StochasticWeightAveraging(0.1)]},
+            "does not work beside StochasticWeightAveraging",
+        ),
+    ],
+)
+def test_unfit_trainers_are_refused_before_training(
+    options: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    callbacks = [DEOptCallback("val_loss"), *options.pop("callbacks", [])]
+    with pytest.raises(MisconfigurationException, match=message):
+        fit(tmp_path, callbacks, **options)
+
+
+def test_missing_validation_loader_is_refused(tmp_path: Path) -> None:
+    trainer = L.Trainer(
+        accelerator="cpu",
+        callbacks=[DEOptCallback("val_loss")],
+        logger=False,
+        enable_checkpointing=False,
+        default_root_dir=tmp_path,
+    )
+    with pytest.raises(MisconfigurationException, match="there is no validation data"):
+        trainer.fit(TinyModel(), train_loader())
+
+
+def test_unknown_monitor_lists_what_is_logged(tmp_path: Path) -> None:
+    with pytest.raises(MisconfigurationException, match=r"'val_los'.*val_error, val_loss.*Choose"):
+        fit(tmp_path, [DEOptCallback("val_los", probe_steps=1)])
+
+
+def test_unknown_monitor_is_known_after_the_first_epoch_even_in_warmup(tmp_path: Path) -> None:
+    with pytest.raises(MisconfigurationException, match="'val_los'"):
+        fit(tmp_path, [DEOptCallback("val_los", warmup_epochs=3)], max_epochs=1)
+
+
+def test_monitor_never_logged(tmp_path: Path) -> None:
+    with pytest.raises(MisconfigurationException, match=r"'val_loss'.*logs: .*self.log"):
+        fit(tmp_path, [DEOptCallback("val_loss")], model=LogsNothing)
+
+
+def test_monitor_logged_by_training_only(tmp_path: Path) -> None:
+    with pytest.raises(MisconfigurationException, match="'only_here'.*that validation logs"):
+        fit(tmp_path, [DEOptCallback("only_here", probe_steps=1)], model=LogsWhenTraining)
+
+
+def test_fraction_of_an_epoch_without_a_length_is_refused(tmp_path: Path) -> None:
+    loader = DataLoader(Endless(), batch_size=8)
+    with pytest.raises(MisconfigurationException, match="the training data has no length"):
+        fit(tmp_path, [DEOptCallback("val_loss", probe_steps=0.5)], train=loader)
+
+
+def test_layers_that_leave_parameters_out_are_refused(tmp_path: Path) -> None:
+    callback = DEOptCallback("val_loss", layers=["first.*"])
+    with pytest.raises(MisconfigurationException, match="leave out trainable parameters"):
+        fit(tmp_path, [callback], val=val_loader())

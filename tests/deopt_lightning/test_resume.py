@@ -1,0 +1,128 @@
+"""A run that is stopped and resumed equals the unbroken one, bit for bit."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import pytest
+import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+
+from deopt_lightning import DEOptCallback
+from tests.tiny import TinyModel, fit, same_state, val_loader
+
+
+def make_callback(**options: Any) -> DEOptCallback:
+    return DEOptCallback(
+        **{"monitor": "val_loss", "population_size": 4, "probe_steps": 2} | options
+    )
+
+
+def scheduled(parameters: Any) -> Any:
+    optimizer = torch.optim.SGD(parameters, lr=0.05, momentum=0.9)
+    return [optimizer], [torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 4)]
+
+
+def groups(parameters: Any) -> torch.optim.Optimizer:
+    parameters = list(parameters)
+    matrices = [p for p in parameters if p.ndim == 2]
+    vectors = [p for p in parameters if p.ndim < 2]
+    return torch.optim.AdamW([{"params": vectors, "weight_decay": 0.0}, {"params": matrices}], 0.01)
+
+
+OPTIMIZERS = {"adam": None, "schedule": scheduled, "user groups": groups}
+
+
+class Interrupt(L.Callback):
+    """Stops a run hard at the start of an epoch, after the last checkpoint."""
+
+    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if trainer.current_epoch == 2:
+            raise RuntimeError("power cut")
+
+
+def comparable(callback: DEOptCallback) -> Any:
+    state = callback.state_dict()
+    state["rng"] = str(state["rng"])
+    state["history"] = [{**record, "seconds": 0} for record in state["history"]]
+    return state
+
+
+@pytest.mark.parametrize("carry", ["hyperparameters", "weights"])
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.parametrize("limit", [{"max_epochs": 4}, {"max_epochs": -1, "max_steps": 48}])
+def test_resumed_run_equals_the_unbroken_one(
+    carry: str, optimizer: str, limit: dict[str, int], tmp_path: Path
+) -> None:
+    build = partial(TinyModel, OPTIMIZERS[optimizer])
+    unbroken = make_callback(carry=carry)
+    model, _ = fit(tmp_path / "unbroken", [unbroken], model=build, **limit)
+
+    checkpoint = ModelCheckpoint(tmp_path / "broken", save_last=True)
+    callbacks = [make_callback(carry=carry), checkpoint, Interrupt()]
+    with pytest.raises(RuntimeError, match="power cut"):
+        fit(tmp_path / "broken", callbacks, model=build, **limit)
+
+    resumed = make_callback(carry=carry)
+    again, _ = fit(
+        tmp_path / "resumed",
+        [resumed],
+        model=build,
+        ckpt_path=str(tmp_path / "broken" / "last.ckpt"),
+        seed=99,
+        **limit,
+    )
+    assert len(resumed.history) == 4
+    assert comparable(resumed) == comparable(unbroken)
+    assert same_state(model.state_dict(), again.state_dict())
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_checkpoints_hold_the_users_own_groups(optimizer: str, tmp_path: Path) -> None:
+    build = partial(TinyModel, OPTIMIZERS[optimizer])
+    for name, callbacks in {"with": [make_callback()], "without": []}.items():
+        checkpoint = ModelCheckpoint(tmp_path / name, save_last=True)
+        fit(tmp_path / name, [*callbacks, checkpoint], model=build, max_epochs=2)
+    files = {
+        name: torch.load(tmp_path / name / "last.ckpt", weights_only=True)
+        for name in ("with", "without")
+    }
+    left, right = (files[name]["optimizer_states"][0] for name in files)
+    assert left["param_groups"] == right["param_groups"]
+    assert left["state"].keys() == right["state"].keys()
+    assert files["with"]["lr_schedulers"] == files["without"]["lr_schedulers"]
+
+    for source, callbacks in {"with": [], "without": [make_callback()]}.items():
+        model, trainer = fit(
+            tmp_path / "crossed" / source,
+            callbacks,
+            model=build,
+            max_epochs=3,
+            ckpt_path=str(tmp_path / source / "last.ckpt"),
+        )
+        assert trainer.global_step == 36
+
+
+def test_resume_with_other_layers_or_bounds_is_refused(tmp_path: Path) -> None:
+    checkpoint = ModelCheckpoint(tmp_path, save_last=True)
+    fit(tmp_path, [make_callback(), checkpoint], max_epochs=1)
+    path = str(tmp_path / "last.ckpt")
+    for options, message in (
+        ({"layers": ["*"]}, r"layers \['first', 'norm', 'last'\], this run has \['\*'\]"),
+        ({"lr_bounds": (1e-4, 1.0)}, "search with low="),
+        ({"population_size": 5}, "population_size=4, but this one has population_size=5"),
+    ):
+        with pytest.raises(MisconfigurationException, match=message):
+            fit(tmp_path, [make_callback(**options)], ckpt_path=path, max_epochs=2)
+
+
+def test_testing_a_checkpoint_does_not_overwrite_the_history(tmp_path: Path) -> None:
+    callback = make_callback()
+    checkpoint = ModelCheckpoint(tmp_path, save_top_k=-1, filename="{epoch}")
+    model, trainer = fit(tmp_path, [callback, checkpoint])
+    trainer.validate(model, val_loader(), ckpt_path=str(tmp_path / "epoch=0.ckpt"), verbose=False)
+    assert len(callback.history) == 3

@@ -1,0 +1,142 @@
+from __future__ import annotations
+
+import random
+from collections import deque
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torchmetrics
+from torch import nn
+
+from deopt_lightning.snapshot import Snapshot, rng_state, set_rng_state
+
+
+class Net(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(4, 4)
+        self.norm = nn.BatchNorm1d(4)
+        self.register_buffer("scratch", torch.zeros(2), persistent=False)
+        self.metric = torchmetrics.MeanMetric()
+        self.count = 0
+        self.queue: deque[float] = deque(maxlen=3)
+        self.seen: dict[str, list[torch.Tensor]] = {"x": [torch.zeros(1)]}
+        self.alias = self.seen["x"][0]
+        self.cache: torch.Tensor | None = None
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.norm(self.linear(x))
+
+
+def disturb(net: Net, optimizer: torch.optim.Optimizer) -> None:
+    """What steps and validation may do to a model, and more."""
+    for _ in range(3):
+        net.train()
+        loss = net(torch.randn(8, 4)).square().sum()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        net.metric.update(loss.detach())
+    net.metric.compute()
+    net.scratch = torch.ones(5)
+    net.count += 7
+    net.queue.append(random.random() + np.random.rand())
+    net.seen["x"][0].add_(1)
+    net.seen["y"] = []
+    net.cache = torch.ones(3)
+    net.new_attribute = "leftover"
+    net.eval()
+    for group in optimizer.param_groups:
+        group["lr"] *= 3
+        group["extra"] = 1
+
+
+def picture(net: Net, optimizer: torch.optim.Optimizer) -> list[Any]:
+    """Everything that must come back, in comparable form."""
+    return [
+        {name: p.detach().tolist() for name, p in net.named_parameters()},
+        {name: b.tolist() for name, b in net.named_buffers()},
+        [[v.tolist() for v in state.values()] for state in optimizer.state.values()],
+        [{k: v for k, v in g.items() if k != "params"} for g in optimizer.param_groups],
+        [module.training for module in net.modules()],
+        (net.count, list(net.queue), str(net.seen), net.cache, hasattr(net, "new_attribute")),
+        (net.metric._update_count, str(net.metric._computed), net.metric.mean_value.tolist()),
+        (torch.rand(2).tolist(), np.random.rand(), random.random()),
+    ]
+
+
+@pytest.mark.parametrize("stepped_before", [False, True])
+@pytest.mark.parametrize("optimizer_name", ["SGD", "Adam", "Adagrad"])
+def test_restore_brings_everything_back(optimizer_name: str, stepped_before: bool) -> None:
+    net = Net()
+    optimizer = getattr(torch.optim, optimizer_name)(net.parameters(), lr=0.1)
+    if stepped_before:
+        net(torch.randn(8, 4)).sum().backward()
+        optimizer.step()
+    snapshot = Snapshot.take(net, [optimizer])
+    expected = picture(net, optimizer)
+    for _ in range(2):  # any number of times
+        disturb(net, optimizer)
+        snapshot.restore()
+        assert all(p.grad is None for p in net.parameters())
+        assert picture(net, optimizer) == expected
+        snapshot.restore()
+
+
+def test_restore_keeps_the_objects_themselves() -> None:
+    net = Net()
+    optimizer = torch.optim.Adam(net.parameters())
+    weight, pointer, queue = net.linear.weight, net.linear.weight.data_ptr(), net.queue
+    with Snapshot.take(net, [optimizer]).restored_on_exit():
+        disturb(net, optimizer)
+    assert net.linear.weight is weight
+    assert weight.data_ptr() == pointer
+    assert net.queue is queue
+    assert net.alias is net.seen["x"][0]
+
+
+def test_restores_after_an_exception() -> None:
+    net = Net()
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    before = net.linear.weight.detach().clone()
+
+    def fail() -> None:
+        with Snapshot.take(net, [optimizer]).restored_on_exit():
+            disturb(net, optimizer)
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fail()
+    assert torch.equal(net.linear.weight, before)
+
+
+def test_a_loaders_own_generator_and_a_scaler_come_back() -> None:
+    net = nn.Linear(1, 1)
+    generator = torch.Generator().manual_seed(1)
+    scaler = torch.amp.GradScaler("cpu", init_scale=8.0)
+    snapshot = Snapshot.take(net, [], stateful=[scaler], generators=[generator])
+    drawn = torch.rand(3, generator=generator)
+    scaler.load_state_dict({**scaler.state_dict(), "scale": 2.0})
+    snapshot.restore()
+    assert torch.equal(torch.rand(3, generator=generator), drawn)
+    assert scaler.state_dict()["scale"] == 8.0
+
+
+def test_random_generators_can_be_left_alone() -> None:
+    net = nn.Linear(1, 1)
+    snapshot = Snapshot.take(net, [])
+    torch.rand(1)
+    expected = torch.get_rng_state()
+    snapshot.restore(random=False)
+    assert torch.equal(torch.get_rng_state(), expected)
+
+
+def test_rng_state_survives_a_safe_checkpoint(tmp_path: Any) -> None:
+    np.random.standard_normal(3)  # leaves a cached gauss value
+    torch.save(rng_state(), tmp_path / "rng.pt")
+    expected = (torch.rand(2).tolist(), np.random.standard_normal(3).tolist(), random.gauss(0, 1))
+    set_rng_state(torch.load(tmp_path / "rng.pt", weights_only=True))
+    again = (torch.rand(2).tolist(), np.random.standard_normal(3).tolist(), random.gauss(0, 1))
+    assert again == expected
