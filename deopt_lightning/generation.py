@@ -12,8 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deopt_lightning import trainer_seam
-from deopt_lightning.differential_evolution import DifferentialEvolution, Generation
+from deopt_lightning.differential_evolution import DifferentialEvolution
 from deopt_lightning.evaluators.sequential import SequentialEvaluator, Winner
+from deopt_lightning.population import Generation
 from deopt_lightning.progress import generation_progress
 from deopt_lightning.snapshot import Snapshot
 

@@ -11,7 +11,7 @@ ROOT = Path(__file__).parents[1]
 
 # A module may import modules of a lower floor, and those that stand left of it on its own.
 FLOORS = [
-    ["equations", "search_space", "scale_factor", "differential_evolution"],
+    ["equations", "population", "search_space", "scale_factor", "differential_evolution"],
     [
         "layers",
         "snapshot",

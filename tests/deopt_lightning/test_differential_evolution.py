@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 from scipy import optimize
 
 from deopt_lightning import scale_factor
-from deopt_lightning.differential_evolution import DifferentialEvolution, draw_parents
+from deopt_lightning.differential_evolution import DifferentialEvolution
+from deopt_lightning.population import draw_parents
 from deopt_lightning.search_space import SearchSpace
 
 STRATEGIES = ["current_to_rand", "mutant_then_trial"]
