@@ -1,0 +1,1 @@
+"""Recommender systems for PyTorch Lightning, with full-ranking evaluation."""

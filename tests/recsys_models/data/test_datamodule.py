@@ -1,0 +1,159 @@
+import lightning as L
+import numpy as np
+import pytest
+import torch
+from torch.utils.data import DistributedSampler
+
+from recsys_models.data import RankingBatch, RecsysDataModule, TrainBatch
+
+
+def write_ratings(path, num_users: int = 40, num_items: int = 30, seed: int = 0) -> str:
+    rng = np.random.default_rng(seed)
+    pairs = [(u, i) for u in range(num_users) for i in rng.permutation(num_items)[:10]]
+    path.write_text("".join(f"{u + 1} {i + 1} 3.5\n" for u, i in pairs))
+    return str(path)
+
+
+@pytest.fixture
+def data(tmp_path) -> RecsysDataModule:
+    file = write_ratings(tmp_path / "ratings.txt")
+    module = RecsysDataModule("filmtrust", path=file, batch_size=64, eval_batch_size=16)
+    module.setup()
+    return module
+
+
+def items_of(users, rows, items) -> dict[int, set[int]]:
+    result = {}
+    for user, item in zip(users[rows].tolist(), items.tolist(), strict=True):
+        result.setdefault(user, set()).add(item)
+    return result
+
+
+def rows_of(interactions) -> dict[int, set[int]]:
+    users = torch.from_numpy(interactions.users)
+    return items_of(users, torch.arange(len(users)), torch.from_numpy(interactions.items))
+
+
+def test_setup_splits_the_file_and_a_second_call_changes_nothing(data):
+    assert (data.num_users, data.num_items) == (40, 30)
+    assert [len(part) for part in (data.train, data.validation, data.test)] == [280, 40, 80]
+    train = data.train
+    data.setup("test")
+    assert data.train is train
+
+
+def test_validation_masks_train_items_and_test_masks_validation_items_too(data):
+    train, validation, test = map(rows_of, (data.train, data.validation, data.test))
+    for batch in data.val_dataloader():
+        assert isinstance(batch, RankingBatch)
+        seen = items_of(batch.users, batch.seen_rows, batch.seen_items)
+        assert all(seen.get(u, set()) == train.get(u, set()) for u in batch.users.tolist())
+        relevant = items_of(batch.users, batch.relevant_rows, batch.relevant_items)
+        assert relevant == {u: validation[u] for u in batch.users.tolist()}
+    for batch in data.test_dataloader():
+        seen = items_of(batch.users, batch.seen_rows, batch.seen_items)
+        for u in batch.users.tolist():
+            assert seen.get(u, set()) == train.get(u, set()) | validation.get(u, set())
+        relevant = items_of(batch.users, batch.relevant_rows, batch.relevant_items)
+        assert relevant == {u: test[u] for u in batch.users.tolist()}
+
+
+def test_the_papers_protocol_leaves_validation_items_in_the_test_ranking(data):
+    data.mask_validation_at_test = False
+    train = rows_of(data.train)
+    for batch in data.test_dataloader():
+        seen = items_of(batch.users, batch.seen_rows, batch.seen_items)
+        assert all(seen.get(u, set()) == train.get(u, set()) for u in batch.users.tolist())
+
+
+def test_training_and_validation_never_touch_the_test_set(data):
+    data.test = None
+    assert all(isinstance(batch, TrainBatch) for batch in data.train_dataloader())
+    assert all(isinstance(batch, RankingBatch) for batch in data.val_dataloader())
+
+
+def test_the_synthetic_data_set_needs_no_file_and_does_not_depend_on_the_split_seed():
+    first, second = RecsysDataModule(), RecsysDataModule(split_seed=1)
+    for module in (first, second):
+        module.prepare_data()
+        module.setup("fit")
+    assert (first.num_users, first.num_items) == (1508, 2071)
+    assert first.train != second.train
+    union = [m.train.union(m.validation).union(m.test) for m in (first, second)]
+    assert union[0] == union[1]
+
+
+@pytest.mark.parametrize("part", ["validation", "test"])
+def test_a_part_without_positives_is_refused_when_it_is_asked_for(data, part):
+    module = RecsysDataModule(
+        "filmtrust",
+        path=data.path,
+        ratios=[0.8, 0.0, 0.2] if part == "validation" else [0.8, 0.2, 0.0],
+    )
+    module.setup()
+    loader = module.val_dataloader if part == "validation" else module.test_dataloader
+    with pytest.raises(ValueError, match=f"the {part} set has no positives"):
+        loader()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"dataset": "netflix"}, "one of synthetic, filmtrust, ml_1m; got 'netflix'"),
+        ({"path": "ratings.txt"}, "reads no file; got path='ratings.txt'"),
+        ({"ratios": (0.5, 0.5)}, "three shares"),
+        ({"batch_size": 0}, "batch_size must be at least 1; got 0"),
+        ({"eval_batch_size": 0}, "eval_batch_size must be at least 1"),
+        ({"num_negatives": 0}, "num_negatives must be at least 1"),
+        ({"num_workers": -1}, "num_workers must be at least 0"),
+    ],
+)
+def test_bad_arguments_are_refused_at_once(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        RecsysDataModule(**arguments)
+
+
+class Recorder(L.LightningModule):
+    """Remembers which users each epoch starts with."""
+
+    def __init__(self, num_users: int) -> None:
+        super().__init__()
+        self.table = torch.nn.Embedding(num_users, 1)
+        self.first_users: list[list[int]] = []
+        self.validated: list[int] = []
+
+    def training_step(self, batch: TrainBatch, batch_idx: int) -> torch.Tensor:
+        if batch_idx == 0:
+            self.first_users.append(batch.users.tolist())
+        return self.table(batch.users).square().mean()
+
+    def validation_step(self, batch: RankingBatch, batch_idx: int) -> None:
+        self.validated += batch.users.tolist()
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+def test_a_trainer_reshuffles_each_epoch_and_validates_each_user_once(data, tmp_path):
+    model = Recorder(data.num_users)
+    trainer = L.Trainer(
+        max_epochs=2,
+        accelerator="cpu",
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+        default_root_dir=tmp_path,
+    )
+    trainer.fit(model, datamodule=data)
+    assert model.first_users[0] != model.first_users[1]
+    assert model.validated == 2 * np.unique(data.validation.users).tolist()
+    assert isinstance(trainer.train_dataloader.sampler, DistributedSampler)
+
+
+@pytest.mark.data
+def test_filmtrust_splits_into_the_papers_shares(real_file):
+    data = RecsysDataModule("filmtrust", path=str(real_file("filmtrust/ratings.txt")))
+    data.setup()
+    assert [len(p) for p in (data.train, data.validation, data.test)] == [24_846, 3_549, 7_099]
