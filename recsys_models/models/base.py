@@ -1,0 +1,115 @@
+"""What all recommenders share: steps, ranking metrics, the optimizer and the list of layers."""
+
+from abc import abstractmethod
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
+
+import lightning as L
+import torch
+from torch import Tensor
+from torch.nn import Parameter
+from torch.optim import Optimizer
+
+from recsys_models.data.batches import RankingBatch, TrainBatch
+from recsys_models.metrics import RankingMetrics
+
+OptimizerFactory = Callable[[Iterable[Parameter]], Optimizer]
+
+
+class RecommenderModule(L.LightningModule):
+    """A recommender that scores all items for a user and is judged by its ranking of them.
+
+    Logs ``train/loss``, then ``val/ndcg@10``, ``val/recall@10``, ``val/hr@10`` and the same names
+    under ``test/``, each a mean over users.
+
+    Args:
+        num_users: user ids are 0 to num_users - 1.
+        num_items: item ids are 0 to num_items - 1.
+        optimizer: makes the optimizer from the parameters, for example
+            ``functools.partial(torch.optim.SGD, lr=0.1)``; None is Adam with its own defaults.
+        top_k: the values of K of the logged metrics.
+    """
+
+    def __init__(
+        self,
+        num_users: int,
+        num_items: int,
+        optimizer: OptimizerFactory | None = None,
+        top_k: Sequence[int] = (10,),
+    ) -> None:
+        super().__init__()
+        for name, size in (("num_users", num_users), ("num_items", num_items)):
+            if size < 1:
+                raise ValueError(f"{name} must be at least 1; got {size}. Read it from the data.")
+        self.num_users = num_users
+        self.num_items = num_items
+        self.top_k = tuple(top_k)
+        self._make_optimizer = optimizer or partial(torch.optim.Adam, fused=True)
+        self.val_metrics = RankingMetrics(top_k)
+        self.test_metrics = RankingMetrics(top_k)
+
+    @abstractmethod
+    def score_users(self, users: Tensor) -> Tensor:
+        """Scores of all items, higher is better: from shape (B,) to a fresh (B, num_items)."""
+
+    @abstractmethod
+    def training_loss(self, batch: TrainBatch) -> Tensor:
+        """The loss of one batch, a scalar."""
+
+    @abstractmethod
+    def layer_groups(self) -> dict[str, list[str]]:
+        """Layers in order, each with its parameters' names as in ``named_parameters()``.
+
+        Together they name every trainable parameter exactly once.
+        """
+
+    def configure_optimizers(self) -> Optimizer:
+        """One optimizer over all parameters."""
+        return self._make_optimizer(self.parameters())
+
+    def training_step(self, batch: TrainBatch, batch_idx: int) -> Tensor:
+        """Loss of one batch of positives and sampled negatives."""
+        self._check_ids(batch.users, batch.items, batch.negatives)
+        loss = self.training_loss(batch)
+        size = len(batch.users)
+        self.log("train/loss", loss, on_step=False, on_epoch=True, sync_dist=True, batch_size=size)
+        return loss
+
+    def validation_step(self, batch: RankingBatch, batch_idx: int) -> None:
+        """Rank all unseen items for a batch of users."""
+        self._rank(batch, self.val_metrics)
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the means over all validation users."""
+        if not self.trainer.sanity_checking:  # sees a few users only, perhaps none that counts
+            self._log_metrics("val", self.val_metrics)
+        self.val_metrics.reset()
+
+    def test_step(self, batch: RankingBatch, batch_idx: int) -> None:
+        """Rank all unseen items for a batch of users."""
+        self._rank(batch, self.test_metrics)
+
+    def on_test_epoch_end(self) -> None:
+        """Log the means over all test users."""
+        self._log_metrics("test", self.test_metrics)
+        self.test_metrics.reset()
+
+    def _rank(self, batch: RankingBatch, metrics: RankingMetrics) -> None:
+        self._check_ids(batch.users, batch.seen_items, batch.relevant_items)
+        metrics.update(self.score_users(batch.users), batch)
+
+    def _log_metrics(self, stage: str, metrics: RankingMetrics) -> None:
+        # compute() has already summed over processes; the mean of equal values changes nothing.
+        values = {f"{stage}/{name}": value for name, value in metrics.compute().items()}
+        self.log_dict(values, sync_dist=True)
+
+    def _check_ids(self, users: Tensor, *items: Tensor) -> None:
+        named = [("user", users, self.num_users), *(("item", i, self.num_items) for i in items)]
+        for kind, ids, size in named:
+            low, high = (int(bound) for bound in ids.aminmax()) if ids.numel() else (0, 0)
+            if low < 0 or high >= size:
+                raise ValueError(
+                    f"{kind} ids must lie between 0 and {size - 1}, the rows the model was built "
+                    f"with; got {low if low < 0 else high}. "
+                    f"Build the model with the num_{kind}s of the data."
+                )
