@@ -21,7 +21,7 @@ from deopt_lightning.scale_factor import LocalSearch
 from deopt_lightning.search_space import Bounds, Repair, SearchSpace
 from deopt_lightning.snapshot import rng_state, set_rng_state
 
-DECAY_BOUNDS_FROM_ZERO = (1e-6, 1e-2)  # where the optimizer's own weight decay is 0
+DECAY_BOUNDS_FROM_ZERO = (1e-7, 1e-3)  # where the optimizer's own weight decay is 0
 
 
 class DEOptCallback(Callback):
@@ -42,7 +42,7 @@ class DEOptCallback(Callback):
         lr_bounds: Smallest and largest lr for every layer. By default each layer's own lr in the
             optimizer, from a thousandth of it to ten times it.
         weight_decay_bounds: Smallest and largest weight decay; exactly 0 is tried as well. By
-            default likewise from the optimizer's own, and (1e-6, 1e-2) where that is 0.
+            default likewise from the optimizer's own, and (1e-7, 1e-3) where that is 0.
         probe_steps: Length of a probe: optimizer steps (int) or a fraction of an epoch (float).
         layers: Which parameters form a layer: patterns as in ``group_layers``. By default the
             module's ``layer_groups()``, else one layer per submodule that owns parameters.
