@@ -29,11 +29,11 @@ class DEOptCallback(Callback):
 
     At the end of an epoch, differential evolution (Eq. 6 to 10) proposes vectors of per-layer lr
     and weight decay. Each is scored by a probe: from the same weights, a few optimizer steps on
-    the same batches, then a validation pass. The best vector trains the next epoch. The model is
-    trained once; apart from lr and weight decay, a run is what it would be without the callback.
+    the same batches, then a validation pass. The best vector trains the next epoch, from the
+    weights that its probe reached. The model is trained once.
 
-    A generation costs about ``2 * population_size`` probes and as many validation passes, and one
-    extra copy of model and optimizer state in memory (two with ``carry="weights"``).
+    A generation costs about ``2 * population_size`` probes and as many validation passes, and two
+    extra copies of model and optimizer state in memory (one with ``carry="hyperparameters"``).
 
     Args:
         monitor: A metric that validation logs, for example ``"val_loss"``.
@@ -47,9 +47,10 @@ class DEOptCallback(Callback):
         layers: Which parameters form a layer: patterns as in ``group_layers``. By default the
             module's ``layer_groups()``, else one layer per submodule that owns parameters.
         seed: Seeds the search and the choice of probe batches.
-        carry: What a generation hands on. ``"hyperparameters"``: the weights are restored and the
-            best vector trains the next epoch. ``"weights"``: training goes on from the weights
-            that the best candidate's probe reached; its steps are not part of ``global_step``.
+        carry: What a generation hands on beside the best vector. ``"weights"``: training goes on
+            from the weights that the best candidate's probe reached; its steps are not part of
+            ``global_step``. ``"hyperparameters"``: no more; the weights are restored, so that
+            apart from lr and weight decay the run is what it would be without the callback.
         every_n_epochs: Run a generation after every n-th epoch.
         warmup_epochs: Number of epochs before the first generation.
         max_generations: Stop searching after so many generations and keep the last values.
@@ -83,7 +84,7 @@ class DEOptCallback(Callback):
         probe_steps: int | float = 0.25,
         layers: Sequence[str] | Mapping[str, str | Sequence[str]] | None = None,
         seed: int = 0,
-        carry: Literal["hyperparameters", "weights"] = "hyperparameters",
+        carry: Literal["hyperparameters", "weights"] = "weights",
         every_n_epochs: int = 1,
         warmup_epochs: int = 0,
         max_generations: int | None = None,

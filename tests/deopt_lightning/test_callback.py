@@ -181,7 +181,8 @@ def test_carried_weights_are_the_best_candidates_and_checkpoints_know_their_scor
 
 def test_carry_hyperparameters_restores_the_weights(tmp_path: Path) -> None:
     plain, _ = fit(tmp_path / "plain", max_epochs=1)
-    model, _ = fit(tmp_path / "search", [make_callback()], max_epochs=1)
+    callback = make_callback(carry="hyperparameters")
+    model, _ = fit(tmp_path / "search", [callback], max_epochs=1)
     assert same_state(plain.state_dict(), model.state_dict())
 
 

@@ -47,7 +47,10 @@ def in_process(tmp_path, monkeypatch):
 
 
 def in_new_process(*overrides, cwd):
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    # What a Trainer in this process left for its own launcher is not meant for the new one.
+    launcher = ("LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "MASTER_", "PL_")
+    environment = {k: v for k, v in os.environ.items() if not k.startswith(launcher)}
+    environment |= {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     return subprocess.run(
         [sys.executable, "-m", "recsys_models.train", *overrides],
         cwd=cwd,
