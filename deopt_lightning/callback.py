@@ -270,7 +270,7 @@ class DEOptCallback(Callback):
             )
             return
         if winner is not None:
-            winner.weights.restore(random=False)
+            winner.snapshot.restore_weights()
             trainer.callback_metrics.update(winner.metrics)  # what ModelCheckpoint ranks by
         self._values = self._search.space.decode(vector)
         self._control.write(self._values)

@@ -79,11 +79,20 @@ class Snapshot:
                 rng=rng_state(),
             )
 
-    def restore(self, *, random: bool = True) -> None:
-        """Writes everything back in place; gradients are dropped.
+    def restore(self) -> None:
+        """Writes everything back in place; gradients are dropped."""
+        self.restore_weights()
+        with torch.no_grad():
+            for owner, attributes in self.attributes:
+                _restore_attributes(owner, attributes)
+        for generator, generator_state in self.generators:
+            generator.set_state(generator_state)
+        set_rng_state(self.rng)
 
-        Args:
-            random: Whether to restore the random generators, too.
+    def restore_weights(self) -> None:
+        """Writes back what training learns: parameters, buffers, optimizers, gradient scaler.
+
+        Metric states, counters and random generators stay as they are; gradients are dropped.
         """
         with torch.no_grad():
             for owner, name, buffer in self.buffers:
@@ -92,16 +101,10 @@ class Snapshot:
             for tensor, saved in self.tensors:
                 tensor.copy_(saved)
                 tensor.grad = None
-            for owner, attributes in self.attributes:
-                _restore_attributes(owner, attributes)
             for optimizer, state, groups in self.optimizers:
                 _restore_optimizer(optimizer, state, groups)
         for part, part_state in self.stateful:
             part.load_state_dict(_copy(part_state))
-        if random:
-            for generator, generator_state in self.generators:
-                generator.set_state(generator_state)
-            set_rng_state(self.rng)
 
     @contextmanager
     def restored_on_exit(self) -> Iterator[None]:

@@ -23,9 +23,9 @@ class Result:
     """One run in plain data; the fields are those of result.json.
 
     Attributes:
-        model: class of the model.
+        model: name of the model in its configuration group.
         data: name of the data set.
-        tuner: class of the tuner, or "none".
+        tuner: name of the tuner in its configuration group, such as "none" or "deopt".
         seed: the run's seed.
         epochs: epochs trained.
         train_steps: optimizer steps of these epochs.

@@ -17,6 +17,7 @@ from typing import cast
 import hydra
 import lightning as L
 import torch
+from hydra.core.hydra_config import HydraConfig
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from lightning.pytorch.callbacks import ModelCheckpoint
@@ -99,6 +100,13 @@ def config_dir() -> str:
         f"the configuration folder conf/ is missing; looked in {here} and {here.parent}. "
         "Reinstall the package, or run from a complete checkout."
     )
+
+
+def _choice(group: str, otherwise: str) -> str:
+    """The name by which the command line chose from a group; outside Hydra's main, another."""
+    if not HydraConfig.initialized():
+        return otherwise
+    return str(HydraConfig.get().runtime.choices[group])
 
 
 def _task(cfg: DictConfig) -> float:

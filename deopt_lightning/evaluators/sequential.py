@@ -23,7 +23,7 @@ class Winner:
 
     vector: FloatArray
     perf: float
-    weights: Snapshot
+    snapshot: Snapshot
     metrics: dict[str, torch.Tensor]
 
 

@@ -179,6 +179,19 @@ def test_carried_weights_are_the_best_candidates_and_checkpoints_know_their_scor
     assert trainer.global_step == 24  # probes do not count
 
 
+@pytest.mark.parametrize("carry", ["hyperparameters", "weights"])
+def test_training_metrics_and_counters_know_nothing_of_probes(carry: str, tmp_path: Path) -> None:
+    plain, _ = fit(tmp_path / "plain", max_epochs=1)
+    model, _ = fit(tmp_path / "search", [make_callback(carry=carry)], max_epochs=1)
+    left, right = (
+        next(row for row in rows(tmp_path / run) if row["train_error"])
+        for run in ("plain", "search")
+    )
+    assert left["train_error"] == right["train_error"]
+    assert left["train_loss_epoch"] == right["train_loss_epoch"]
+    assert (model.steps_seen, model.losses) == (plain.steps_seen, plain.losses)
+
+
 def test_carry_hyperparameters_restores_the_weights(tmp_path: Path) -> None:
     plain, _ = fit(tmp_path / "plain", max_epochs=1)
     callback = make_callback(carry="hyperparameters")

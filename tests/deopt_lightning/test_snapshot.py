@@ -124,13 +124,21 @@ def test_a_loaders_own_generator_and_a_scaler_come_back() -> None:
     assert scaler.state_dict()["scale"] == 8.0
 
 
-def test_random_generators_can_be_left_alone() -> None:
-    net = nn.Linear(1, 1)
-    snapshot = Snapshot.take(net, [])
-    torch.rand(1)
-    expected = torch.get_rng_state()
-    snapshot.restore(random=False)
-    assert torch.equal(torch.get_rng_state(), expected)
+def test_weights_can_be_restored_alone() -> None:
+    net = Net()
+    optimizer = torch.optim.Adam(net.parameters(), lr=0.1)
+    net(torch.randn(8, 4)).sum().backward()
+    optimizer.step()
+    snapshot = Snapshot.take(net, [optimizer])
+    expected = picture(net, optimizer)
+    snapshot.restore()
+    disturb(net, optimizer)
+    net.train()
+    rng, count = torch.get_rng_state(), net.metric._update_count
+    snapshot.restore_weights()
+    assert torch.equal(torch.get_rng_state(), rng)
+    assert (net.count, net.metric._update_count) == (7, count)
+    assert picture(net, optimizer)[:4] == expected[:4]
 
 
 def test_rng_state_survives_a_safe_checkpoint(tmp_path: Any) -> None:

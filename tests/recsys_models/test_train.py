@@ -189,6 +189,9 @@ def test_multirun_takes_a_seed_from_each_job(rating_files, tmp_path, in_process)
     in_process("-m", *data, "seed=0,1", "trainer.max_epochs=1")
     results = [json.loads(p.read_text()) for p in tmp_path.glob("multirun/*/*/*/result.json")]
     assert sorted(result["seed"] for result in results) == [0, 1]
+    assert {(r["model"], r["data"], r["tuner"]) for r in results} == {
+        ("bpr_mf", "filmtrust", "none")
+    }
 
 
 def test_a_folder_of_own_configurations_joins_in(rating_files, tmp_path, in_process):
