@@ -41,8 +41,8 @@ class DEOptCallback(Callback):
         population_size: Number of target vectors, NP in the paper; at least 4.
         lr_bounds: Smallest and largest lr for every layer. By default each layer's own lr in the
             optimizer, from a thousandth of it to ten times it.
-        weight_decay_bounds: Smallest and largest weight decay; exactly 0 is tried as well. By
-            default likewise from the optimizer's own, and (1e-7, 1e-3) where that is 0.
+        weight_decay_bounds: Smallest and largest weight decay; exactly 0 is tried as well, and
+            (0, 0) learns lr alone. By default likewise from the optimizer's own, and (1e-7, 1e-3) where that is 0.
         probe_steps: Length of a probe: optimizer steps (int) or a fraction of an epoch (float).
         layers: Which parameters form a layer: patterns as in ``group_layers``. By default the
             module's ``layer_groups()``, else one layer per submodule that owns parameters.
@@ -292,7 +292,8 @@ class DEOptCallback(Callback):
             (value / 1000, value * 10) if value > 0 else DECAY_BOUNDS_FROM_ZERO for value in decay
         ]
         space = SearchSpace.for_layers(self._control.layer_names, lr_bounds, decay_bounds)
-        in_bounds = np.where(own == 0, 0.0, np.clip(own, space.low, space.high))
+        zero = (own == 0) & (space.low < space.high)  # 0 lies below the bounds, but can be encoded
+        in_bounds = np.where(zero, 0.0, np.clip(own, space.low, space.high))
         return DifferentialEvolution(
             space,
             self.population_size,

@@ -80,8 +80,8 @@ def _check_bounds(name: str, bounds: Sequence[float] | None, *, positive: bool) 
         raise ValueError(f"{name} must be finite; got {bounds!r}.")
     if low > high:
         raise ValueError(f"{name} are reversed: low {low:g} is above high {high:g}. Swap them.")
-    if low < 0 or (positive and low == 0) or high == 0:
-        needed = "positive" if positive else "at least 0, with a positive high"
+    if low < 0 or (positive and low == 0):
+        needed = "positive" if positive else "at least 0"
         raise ValueError(f"{name} must be {needed}; got {bounds!r}.")
 
 

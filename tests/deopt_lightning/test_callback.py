@@ -268,6 +268,15 @@ def test_bounds_hold_for_every_candidate(tmp_path: Path) -> None:
         assert ((decay == 0) | ((decay >= 1e-4 * (1 - 1e-9)) & (decay <= 1e-3 * (1 + 1e-9)))).all()
 
 
+@pytest.mark.parametrize("pinned", [0.0, 1e-3])
+def test_equal_bounds_pin_a_value(pinned: float, tmp_path: Path) -> None:
+    callback = make_callback(weight_decay_bounds=(pinned, pinned))
+    fit(tmp_path, [callback])
+    values = np.array([v for r in callback.history for v in r["targets"] + r["trials"]])
+    assert (values[:, 3:] == pinned).all()
+    assert len(np.unique(values[:, 0])) > 4
+
+
 def test_history_is_plain_data(tmp_path: Path) -> None:
     callback = make_callback()
     fit(tmp_path, [callback])
