@@ -42,7 +42,8 @@ class DEOptCallback(Callback):
         lr_bounds: Smallest and largest lr for every layer. By default each layer's own lr in the
             optimizer, from a thousandth of it to ten times it.
         weight_decay_bounds: Smallest and largest weight decay; exactly 0 is tried as well, and
-            (0, 0) learns lr alone. By default likewise from the optimizer's own, and (1e-7, 1e-3) where that is 0.
+            (0, 0) learns lr alone. By default likewise from the optimizer's own, and
+            (1e-7, 1e-3) where that is 0.
         probe_steps: Length of a probe: optimizer steps (int) or a fraction of an epoch (float).
         layers: Which parameters form a layer: patterns as in ``group_layers``. By default the
             module's ``layer_groups()``, else one layer per submodule that owns parameters.
@@ -109,7 +110,7 @@ class DEOptCallback(Callback):
         self.local_search: LocalSearch | None = local_search
         self.repair: Repair = repair
         self.adopt = adopt
-        compatibility.check_arguments(self)
+        compatibility.check_arguments(vars(self))
         self._reset()
 
     def _reset(self) -> None:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import lightning.pytorch as pl
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
@@ -12,9 +12,6 @@ from lightning.pytorch.utilities.model_helpers import is_overridden
 from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
 
 from deopt_lightning.trainer_seam import has_validation_data
-
-if TYPE_CHECKING:
-    from deopt_lightning.callback import DEOptCallback
 
 _SHARDED = ("FSDPStrategy", "DeepSpeedStrategy", "ModelParallelStrategy", "XLAFSDPStrategy")
 _WEIGHT_CHANGING = (
@@ -25,31 +22,31 @@ _WEIGHT_CHANGING = (
 )
 
 
-def check_arguments(callback: DEOptCallback) -> None:
-    """Refuses arguments that cannot work.
+def check_arguments(arguments: Mapping[str, Any]) -> None:
+    """Refuses arguments of DEOptCallback that cannot work.
 
     Raises:
         ValueError: Naming the argument, the value, and what to give instead.
     """
-    _check_choice("mode", callback.mode, ("min", "max"))
-    _check_choice("carry", callback.carry, ("hyperparameters", "weights"))
-    _check_choice("strategy", callback.strategy, ("current_to_rand", "mutant_then_trial"))
-    _check_choice("local_search", callback.local_search, ("best", "all", None))
-    _check_choice("repair", callback.repair, ("reflect", "clip"))
-    if not callback.monitor:
+    _check_choice("mode", arguments["mode"], ("min", "max"))
+    _check_choice("carry", arguments["carry"], ("hyperparameters", "weights"))
+    _check_choice("strategy", arguments["strategy"], ("current_to_rand", "mutant_then_trial"))
+    _check_choice("local_search", arguments["local_search"], ("best", "all", None))
+    _check_choice("repair", arguments["repair"], ("reflect", "clip"))
+    if not arguments["monitor"]:
         raise ValueError("monitor must name a validation metric; got an empty string.")
-    if callback.population_size < 4:
+    if arguments["population_size"] < 4:
         raise ValueError(
             "population_size must be at least 4 because Eq. 7 needs three other members; "
-            f"got {callback.population_size}."
+            f"got {arguments['population_size']}."
         )
-    _check_at_least("every_n_epochs", callback.every_n_epochs, 1)
-    _check_at_least("warmup_epochs", callback.warmup_epochs, 0)
-    if callback.max_generations is not None:
-        _check_at_least("max_generations", callback.max_generations, 1)
-    _check_probe_steps(callback.probe_steps)
-    _check_bounds("lr_bounds", callback.lr_bounds, positive=True)
-    _check_bounds("weight_decay_bounds", callback.weight_decay_bounds, positive=False)
+    _check_at_least("every_n_epochs", arguments["every_n_epochs"], 1)
+    _check_at_least("warmup_epochs", arguments["warmup_epochs"], 0)
+    if arguments["max_generations"] is not None:
+        _check_at_least("max_generations", arguments["max_generations"], 1)
+    _check_probe_steps(arguments["probe_steps"])
+    _check_bounds("lr_bounds", arguments["lr_bounds"], positive=True)
+    _check_bounds("weight_decay_bounds", arguments["weight_decay_bounds"], positive=False)
 
 
 def _check_choice(name: str, value: object, choices: tuple[object, ...]) -> None:
