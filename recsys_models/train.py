@@ -62,6 +62,8 @@ def run(cfg: DictConfig) -> float:
     """
     started = time.perf_counter()
     L.seed_everything(cfg.seed, workers=True, verbose=False)
+    if cfg.threads is not None:
+        torch.set_num_threads(cfg.threads)
     data, model = _data_and_model(cfg)
     tuner: L.Callback | None = instantiate(cfg.tuner.callback)
     counter = ValidationCounter()
@@ -183,9 +185,9 @@ def _describe(
     if schedule is None:
         schedule = constant_schedule(model, trainer.optimizers[0], trainer.current_epoch)
     return Result(
-        model=type(model).__name__,
+        model=_choice("model", type(model).__name__),
         data=cfg.data.dataset,
-        tuner="none" if tuner is None else type(tuner).__name__,
+        tuner=_choice("tuner", "none" if tuner is None else type(tuner).__name__),
         seed=cfg.seed,
         epochs=trainer.current_epoch,
         train_steps=trainer.global_step,

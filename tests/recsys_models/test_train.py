@@ -165,7 +165,7 @@ def test_command_line_writes_to_a_dated_folder_and_prints_the_table(rating_files
     done = in_new_process(*overrides, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert len(list(tmp_path.glob("outputs/*/*/result.json"))) == 1
-    for row in ("BPRMF", "MostPop", "EASE"):
+    for row in ("bpr_mf", "MostPop", "EASE"):
         assert row in done.stdout
     assert done.stderr == ""
 
