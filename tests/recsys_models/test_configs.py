@@ -55,7 +55,7 @@ def test_every_optimizer_reaches_the_model(file, compose_train):
 
 
 def test_tuner_gets_plain_values(compose_train):
-    cfg = compose_train("tuner=deopt", "seed=7", "tuner.callback.lr_bounds=[0.001,0.1]")
+    cfg = compose_train("tuner=deopt", "seed=7", "+tuner.callback.lr_bounds=[0.001,0.1]")
     callback = instantiate(cfg.tuner.callback)
     assert callback.monitor == "val/ndcg@10"
     assert callback.mode == "max"
