@@ -119,7 +119,8 @@ def _task(cfg: DictConfig) -> float:
         if os.environ.get("HYDRA_FULL_ERROR") == "1":
             raise
         # Hydra wraps what a constructor raises; our own messages need no wrapping.
-        message = error.__cause__ if isinstance(error.__cause__, USER_ERRORS) else error
+        wrapped = isinstance(error, InstantiationException)
+        message = error.__cause__ if wrapped and isinstance(error.__cause__, USER_ERRORS) else error
         print(f"error: {message}\n(HYDRA_FULL_ERROR=1 shows where.)", file=sys.stderr)
         sys.exit(1)
 

@@ -225,3 +225,12 @@ def test_bad_input_ends_in_one_clear_message(overrides, said, in_process, capsys
     assert stopped.value.code == 1
     assert said in message
     assert "Traceback" not in message
+
+
+def test_failed_download_says_what_to_put_where(in_process, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("RECSYS_DATA", str(tmp_path / "ratings"))
+    monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")  # nothing listens there
+    with pytest.raises(SystemExit):
+        in_process("data=ml_1m", "data.download=true")
+    said = capsys.readouterr().err
+    assert f"put its ratings.dat at {tmp_path / 'ratings' / 'ml-1m' / 'ratings.dat'}" in said
