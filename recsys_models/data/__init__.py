@@ -4,18 +4,29 @@ from recsys_models.data.batches import RankingBatch, TrainBatch
 from recsys_models.data.datamodule import RecsysDataModule
 from recsys_models.data.interactions import Interactions
 from recsys_models.data.negatives import NegativeSampler
-from recsys_models.data.readers import Ratings, read_ratings
-from recsys_models.data.splits import random_split
+from recsys_models.data.ratings import Ratings, at_least, k_core
+from recsys_models.data.readers import read_ratings
+from recsys_models.data.splits import leave_one_out_split, per_user_split, random_split
+from recsys_models.data.statistics import Statistics, describe
 from recsys_models.data.synthetic import synthetic_interactions
+from recsys_models.data.table import Columns, read_table
 
 __all__ = [
+    "Columns",
     "Interactions",
     "NegativeSampler",
     "RankingBatch",
     "Ratings",
     "RecsysDataModule",
+    "Statistics",
     "TrainBatch",
+    "at_least",
+    "describe",
+    "k_core",
+    "leave_one_out_split",
+    "per_user_split",
     "random_split",
     "read_ratings",
+    "read_table",
     "synthetic_interactions",
 ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 
@@ -30,6 +31,8 @@ class RankingBatch(NamedTuple):
         seen_items: items to mask, shape (S,), int64.
         relevant_rows: row of each held-out positive, shape (R,), int64.
         relevant_items: held-out positives, shape (R,), int64.
+        one_by_one: rank each held-out positive alone among the items the user never had, instead
+            of all of them in one list.
     """
 
     users: Tensor
@@ -37,3 +40,9 @@ class RankingBatch(NamedTuple):
     seen_items: Tensor
     relevant_rows: Tensor
     relevant_items: Tensor
+    one_by_one: bool = False
+
+    def on(self, device: torch.device | str) -> RankingBatch:
+        """The same batch on a device."""
+        users, seen_rows, seen_items, rows, items = (ids.to(device) for ids in self[:5])
+        return RankingBatch(users, seen_rows, seen_items, rows, items, self.one_by_one)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Literal
 
 import lightning as L
 import numpy as np
@@ -10,17 +13,27 @@ from torch.utils.data import DataLoader
 
 from recsys_models.data.batches import RankingBatch, TrainBatch
 from recsys_models.data.download import SOURCES, download_ratings, ratings_path
-from recsys_models.data.interactions import IntArray, Interactions
-from recsys_models.data.loaders import ranking_loader, train_loader
+from recsys_models.data.interactions import Interactions
+from recsys_models.data.loaders import ranking_loader, train_loader, users_within
+from recsys_models.data.ratings import IdArray, Ratings, at_least, k_core
 from recsys_models.data.readers import read_ratings
-from recsys_models.data.splits import check_ratios, random_split
+from recsys_models.data.splits import (
+    SPLITS,
+    Split,
+    check_ratios,
+    leave_one_out_split,
+    per_user_split,
+    random_split,
+)
 from recsys_models.data.synthetic import synthetic_interactions
+from recsys_models.data.table import Columns, read_table
 
-DATASETS = ("synthetic", *SOURCES)
+DATASETS = ("synthetic", "table", *SOURCES)
+PROTOCOLS = ("honest", "paper", "lambda_opt")
 
 
 class RecsysDataModule(L.LightningDataModule):
-    """Implicit feedback, split at random, for training on pairs and for ranking all items.
+    """Implicit feedback, split in three, for training on pairs and for ranking all items.
 
     Attributes, all there after `setup`:
         train, validation, test: disjoint `Interactions` over the same users and items.
@@ -28,20 +41,41 @@ class RecsysDataModule(L.LightningDataModule):
         user_ids, item_ids: id in the rating file of each user and item; 0, 1, 2, ... if generated.
 
     Args:
-        dataset: "synthetic" (generated, no file needed), "filmtrust" or "ml_1m".
-        path: the rating file. When None it is looked up in `data_dir`.
-        data_dir: folder that holds filmtrust/ratings.txt or ml-1m/ratings.dat. When None, the
-            environment variable RECSYS_DATA names it, else it is ~/.cache/recsys_models.
+        dataset: "synthetic" (generated, no file needed), "table" (your own data), "filmtrust",
+            "ml_100k", "ml_1m", "ml_10m" or "eachmovie".
+        path: the rating file or table, or a .zip file that holds it. When None, a published file
+            is looked up in `data_dir`.
+        data_dir: folder that holds filmtrust/ratings.txt, ml-100k/u.data, ml-1m/ratings.dat,
+            ml-10m/ratings.dat or eachmovie/Vote.txt. When None, the environment variable
+            RECSYS_DATA names it, else it is ~/.cache/recsys_models.
         download: fetch the file from its publisher when it is not in the folder.
-        ratios: shares of train, validation and test pairs.
+        ratios: shares of train, validation and test pairs; not used by "leave_one_out".
         split_seed: of the split; the generated data set does not depend on it.
         batch_size: training pairs per batch and process.
-        eval_batch_size: users per ranking batch.
+        eval_batch_size: users per ranking batch. None takes as many as `score_bytes` allows.
         num_negatives: negatives drawn for each training pair, anew in each epoch.
         mask_validation_at_test: leave validation items out of the ranking at test time. The
-            paper keeps them in, where they take the places of test items.
+            paper keeps them in, where they take the places of test items. None follows
+            `protocol`; a value overrules it.
         num_workers: worker processes that draw training batches. One batch takes a fraction of
             a millisecond, so 0 is usually fastest.
+        split: "random" deals all pairs together, "per_user" each user's, and "leave_one_out" holds
+            out each user's last pair for test and the one before it for validation.
+        protocol: who competes for the places of a ranking. "honest": at test all items but the
+            user's training and validation items. "paper": validation items compete too.
+            "lambda_opt": each held-out item alone against the items the user never had, ties in
+            its favour, and means over held-out items instead of users; during validation, test
+            items count as never had.
+        score_bytes: bound on the bytes of one batch of scores, of float32, one per user and item.
+            Where many scores tie, ranking sorts them in up to three times as much beside it.
+        rating_threshold: keep only ratings of at least this value.
+        k_core: keep the largest part in which every user and item has at least so many pairs.
+        user_column: of a table: name of the column of user ids.
+        item_column: of a table: name of the column of item ids.
+        rating_column: of a table: name of the column of ratings, if it has one.
+        time_column: of a table: name of the column of times, if it has one.
+        separator: of a text table: character between the fields. None goes by the file's name.
+        synthetic: arguments of `synthetic_interactions`, for example `{"num_users": 500}`.
     """
 
     train: Interactions
@@ -49,8 +83,8 @@ class RecsysDataModule(L.LightningDataModule):
     test: Interactions
     num_users: int
     num_items: int
-    user_ids: IntArray
-    item_ids: IntArray
+    user_ids: IdArray
+    item_ids: IdArray
 
     def __init__(
         self,
@@ -61,23 +95,51 @@ class RecsysDataModule(L.LightningDataModule):
         ratios: tuple[float, float, float] = (0.7, 0.1, 0.2),
         split_seed: int = 0,
         batch_size: int = 1024,
-        eval_batch_size: int = 1024,
+        eval_batch_size: int | None = None,
         num_negatives: int = 1,
-        mask_validation_at_test: bool = True,
+        mask_validation_at_test: bool | None = None,
         num_workers: int = 0,
+        split: Literal["random", "per_user", "leave_one_out"] = "random",
+        protocol: Literal["honest", "paper", "lambda_opt"] = "honest",
+        score_bytes: int = 32 * 2**20,
+        rating_threshold: float | None = None,
+        k_core: int = 0,
+        user_column: str = "user",
+        item_column: str = "item",
+        rating_column: str | None = None,
+        time_column: str | None = None,
+        separator: str | None = None,
+        synthetic: Mapping[str, int | float] | None = None,
     ) -> None:
         super().__init__()
-        if dataset not in DATASETS:
-            raise ValueError(f"dataset must be one of {', '.join(DATASETS)}; got {dataset!r}.")
+        _check_one_of("dataset", dataset, DATASETS)
+        _check_one_of("split", split, SPLITS)
+        _check_one_of("protocol", protocol, PROTOCOLS)
         if path is not None and dataset == "synthetic":
             raise ValueError(
                 f"the synthetic data set is generated and reads no file; got path={path!r}. "
-                f"Name the format of the file with dataset, one of {', '.join(SOURCES)}."
+                f"Name the format of the file with dataset, one of table, {', '.join(SOURCES)}."
+            )
+        if path is None and dataset == "table":
+            raise ValueError("a table is read from a file; got path=None. Give data.path=FILE.")
+        if dataset != "table" and (rating_column or time_column or separator):
+            raise ValueError(
+                "rating_column, time_column and separator describe a table; got "
+                f"dataset={dataset!r}. Use dataset='table', or leave them out."
+            )
+        if protocol == "lambda_opt" and mask_validation_at_test is False:
+            raise ValueError(
+                "protocol='lambda_opt' ranks among items the user never had, so validation items "
+                "cannot compete at test; got mask_validation_at_test=False. Leave it out."
             )
         _check_at_least("batch_size", batch_size, 1)
-        _check_at_least("eval_batch_size", eval_batch_size, 1)
+        _check_at_least("eval_batch_size", 1 if eval_batch_size is None else eval_batch_size, 1)
         _check_at_least("num_negatives", num_negatives, 1)
         _check_at_least("num_workers", num_workers, 0)
+        _check_at_least("score_bytes", score_bytes, 1)
+        _check_at_least("k_core", k_core, 0)
+        if mask_validation_at_test is None:
+            mask_validation_at_test = protocol != "paper"
         self.dataset = dataset
         self.path = path
         self.data_dir = data_dir
@@ -89,6 +151,14 @@ class RecsysDataModule(L.LightningDataModule):
         self.num_negatives = num_negatives
         self.mask_validation_at_test = mask_validation_at_test
         self.num_workers = num_workers
+        self.split = split
+        self.protocol = protocol
+        self.score_bytes = score_bytes
+        self.rating_threshold = rating_threshold
+        self.k_core = k_core
+        self.columns = Columns(user_column, item_column, rating_column, time_column)
+        self.separator = separator
+        self.synthetic = _check_synthetic(dataset, dict(synthetic or {}))
         self._is_set_up = False
 
     def prepare_data(self) -> None:
@@ -100,19 +170,41 @@ class RecsysDataModule(L.LightningDataModule):
         """Read or generate the interactions and split them; a second call does nothing."""
         if self._is_set_up:
             return
+        ratings = self.load()
+        self.user_ids, self.item_ids = ratings.user_ids, ratings.item_ids
+        self.num_users = ratings.interactions.num_users
+        self.num_items = ratings.interactions.num_items
+        self.train, self.validation, self.test = self.divide(ratings)
+        self._is_set_up = True
+
+    def load(self) -> Ratings:
+        """Read or generate the whole data set and filter it."""
         if self.dataset == "synthetic":
-            interactions = synthetic_interactions()
-            self.user_ids = np.arange(interactions.num_users)
-            self.item_ids = np.arange(interactions.num_items)
+            interactions = synthetic_interactions(**self.synthetic)  # type: ignore[arg-type]
+            users, items = np.arange(interactions.num_users), np.arange(interactions.num_items)
+            ratings = Ratings(interactions, None, users, items)
+        elif self.dataset == "table":
+            ratings = read_table(self._file(), self.columns, self.separator)
         else:
             ratings = read_ratings(self._file(), self.dataset)
-            interactions = ratings.interactions
-            self.user_ids, self.item_ids = ratings.user_ids, ratings.item_ids
-        self.num_users, self.num_items = interactions.num_users, interactions.num_items
-        self.train, self.validation, self.test = random_split(
-            interactions, self.ratios, self.split_seed
-        )
-        self._is_set_up = True
+        if self.rating_threshold is not None:
+            ratings = at_least(ratings, self.rating_threshold)
+        return k_core(ratings, self.k_core) if self.k_core else ratings
+
+    def divide(self, ratings: Ratings) -> Split:
+        """Split a data set as the arguments say."""
+        if self.split == "leave_one_out":
+            return leave_one_out_split(ratings.interactions, ratings.times)
+        divide = per_user_split if self.split == "per_user" else random_split
+        return divide(ratings.interactions, self.ratios, self.split_seed)
+
+    @property
+    def skipped_users(self) -> dict[str, int]:
+        """Users that validation and test leave out, for want of a held-out pair."""
+        return {
+            "validation": self.num_users - len(np.unique(self.validation.users)),
+            "test": self.num_users - len(np.unique(self.test.users)),
+        }
 
     def train_dataloader(self) -> DataLoader[TrainBatch]:
         """Every training pair once per epoch, in random order, with fresh negatives."""
@@ -121,24 +213,51 @@ class RecsysDataModule(L.LightningDataModule):
     def val_dataloader(self) -> DataLoader[RankingBatch]:
         """Users with validation positives; their training items are to be masked."""
         self._check_positives("validation", self.validation)
-        return ranking_loader(self.validation, self.train, self.eval_batch_size)
+        return self._ranking_loader(self.validation, self.train)
 
     def test_dataloader(self) -> DataLoader[RankingBatch]:
         """Users with test positives; their training (and validation) items are to be masked."""
         self._check_positives("test", self.test)
         seen = self.train.union(self.validation) if self.mask_validation_at_test else self.train
-        return ranking_loader(self.test, seen, self.eval_batch_size)
+        return self._ranking_loader(self.test, seen)
+
+    def _ranking_loader(
+        self, relevant: Interactions, seen: Interactions
+    ) -> DataLoader[RankingBatch]:
+        users = self.eval_batch_size or users_within(self.score_bytes, self.num_items)
+        return ranking_loader(relevant, seen, users, one_by_one=self.protocol == "lambda_opt")
 
     def _file(self) -> Path:
         return Path(self.path) if self.path else ratings_path(self.dataset, self.data_dir)
 
     def _check_positives(self, part: str, interactions: Interactions) -> None:
         if not len(interactions):
-            raise ValueError(
-                f"the {part} set has no positives, so there is nothing to rank; ratios are "
-                f"{list(self.ratios)} of {len(self.train) + len(self.validation) + len(self.test)} "
-                f"pairs. Give {part} a larger share."
+            count = len(self.train) + len(self.validation) + len(self.test)
+            rule, remedy = (
+                ("split is leave_one_out", "It needs users with three pairs or more.")
+                if self.split == "leave_one_out"
+                else (f"ratios are {list(self.ratios)}", f"Give {part} a larger share.")
             )
+            raise ValueError(
+                f"the {part} set has no positives, so there is nothing to rank; {rule} "
+                f"of {count} pairs. {remedy}"
+            )
+
+
+def _check_one_of(name: str, value: str, known: tuple[str, ...]) -> None:
+    if value not in known:
+        raise ValueError(f"{name} must be one of {', '.join(known)}; got {value!r}.")
+
+
+def _check_synthetic(dataset: str, given: dict[str, int | float]) -> dict[str, int | float]:
+    if given and dataset != "synthetic":
+        raise ValueError(
+            f"synthetic describes generated data; got it with dataset={dataset!r}. Leave it out."
+        )
+    known = inspect.signature(synthetic_interactions).parameters
+    if unknown := [name for name in given if name not in known]:
+        raise ValueError(f"synthetic knows {', '.join(known)}; got {', '.join(unknown)}.")
+    return given
 
 
 def _check_at_least(name: str, value: int, least: int) -> None:

@@ -21,12 +21,12 @@ class Source:
     Attributes:
         file: where the ratings lie below the data folder; the last part is also their file name
             inside the publisher's archive.
-        archive: address of the zip archive.
+        archive: address of the zip archive; None where it is no longer distributed.
         page: the publisher's page, with the terms of use.
     """
 
     file: str
-    archive: str
+    archive: str | None
     page: str
 
 
@@ -40,6 +40,21 @@ SOURCES = {
         file="ml-1m/ratings.dat",
         archive="https://files.grouplens.org/datasets/movielens/ml-1m.zip",
         page="https://grouplens.org/datasets/movielens/1m/",
+    ),
+    "ml_100k": Source(
+        file="ml-100k/u.data",
+        archive="https://files.grouplens.org/datasets/movielens/ml-100k.zip",
+        page="https://grouplens.org/datasets/movielens/100k/",
+    ),
+    "ml_10m": Source(
+        file="ml-10m/ratings.dat",
+        archive="https://files.grouplens.org/datasets/movielens/ml-10m.zip",
+        page="https://grouplens.org/datasets/movielens/10m/",
+    ),
+    "eachmovie": Source(
+        file="eachmovie/Vote.txt",
+        archive=None,
+        page="https://grouplens.org/datasets/eachmovie/",
     ),
 }
 
@@ -66,6 +81,12 @@ def download_ratings(dataset: str, target: Path) -> None:
     if target.is_file():
         return
     source = SOURCES[dataset]
+    if source.archive is None:
+        raise ValueError(
+            f"{dataset} is no longer distributed, so download=true cannot fetch it "
+            f"(see {source.page}). Put your copy of {Path(source.file).name} at {target}, "
+            "or give data.path=FILE."
+        )
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=target.parent, prefix="download-") as folder:

@@ -38,18 +38,24 @@ def train_loader(
 
 
 def ranking_loader(
-    relevant: Interactions, seen: Interactions, users_per_batch: int
+    relevant: Interactions, seen: Interactions, users_per_batch: int, one_by_one: bool = False
 ) -> DataLoader[RankingBatch]:
     """The users who have relevant items, with their seen items, in batches prepared once."""
     num_replicas, rank = _world(None, None)
-    batches = _ListOfBatches(ranking_batches(relevant, seen, users_per_batch, num_replicas))
+    batches = _ListOfBatches(
+        ranking_batches(relevant, seen, users_per_batch, num_replicas, one_by_one)
+    )
     return DataLoader(
         batches, batch_size=None, sampler=WholeBatches(len(batches), num_replicas, rank)
     )
 
 
 def ranking_batches(
-    relevant: Interactions, seen: Interactions, users_per_batch: int, num_replicas: int = 1
+    relevant: Interactions,
+    seen: Interactions,
+    users_per_batch: int,
+    num_replicas: int = 1,
+    one_by_one: bool = False,
 ) -> list[RankingBatch]:
     """Cut the users who have relevant items, in ascending order, into batches of equal size.
 
@@ -67,9 +73,20 @@ def ranking_batches(
     count = min(rounds, len(users) // num_replicas) * num_replicas
     batches = []
     for chunk in np.array_split(users, max(count, 1)):
-        arrays = (chunk, *_rows(seen, chunk), *_rows(relevant, chunk))
-        batches.append(RankingBatch(*(torch.from_numpy(array) for array in arrays)))
+        pairs = (*_rows(seen, chunk), *_rows(relevant, chunk))
+        batches.append(RankingBatch(torch.from_numpy(chunk), *pairs, one_by_one))
     return batches
+
+
+def users_within(score_bytes: int, num_items: int) -> int:
+    """How many users' float32 scores of all items fit into `score_bytes`."""
+    users = score_bytes // (4 * max(num_items, 1))
+    if not users:
+        raise ValueError(
+            f"score_bytes must hold the scores of one user, {4 * num_items} bytes for {num_items} "
+            f"items; got {score_bytes}. Raise it, or give eval_batch_size."
+        )
+    return users
 
 
 class ShuffledBatches(DistributedSampler[Tensor]):
@@ -160,13 +177,13 @@ class _ListOfBatches(Dataset[RankingBatch]):
         return len(self._batches)
 
 
-def _rows(interactions: Interactions, users: IntArray) -> tuple[IntArray, IntArray]:
+def _rows(interactions: Interactions, users: IntArray) -> tuple[Tensor, Tensor]:
     """Row within `users` and item of each of their pairs, in ascending order."""
     indptr, items = interactions.csr()
     counts = indptr[users + 1] - indptr[users]
     rows = np.repeat(np.arange(len(users)), counts)
     within_row = np.arange(len(rows)) - np.repeat(np.cumsum(counts) - counts, counts)
-    return rows, items[indptr[users][rows] + within_row]
+    return torch.from_numpy(rows), torch.from_numpy(items[indptr[users][rows] + within_row])
 
 
 def _world(num_replicas: int | None, rank: int | None) -> tuple[int, int]:

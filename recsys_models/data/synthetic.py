@@ -7,7 +7,8 @@ import numpy as np
 from recsys_models.data.interactions import IntArray, Interactions
 
 _MIN_PER_USER = 5
-_USERS_PER_CHUNK = 1024  # bounds the memory of the dense scores
+_USERS_PER_CHUNK = 1024  # these two bound the memory of the dense scores
+_SCORES_PER_CHUNK = 1 << 22
 
 
 def synthetic_interactions(
@@ -18,14 +19,16 @@ def synthetic_interactions(
     popularity: float = 1.2,
     preference: float = 2.25,
     seed: int = 0,
+    noise: float = 1.0,
 ) -> Interactions:
     """Generate long-tailed interactions in which popularity helps and personal taste helps more.
 
     User u takes the top n_u items by
-        -popularity * log(r_i) + preference * <p_u, q_i> / sqrt(rank) + Gumbel noise,
-    where r_i is a random rank 1..num_items and p_u, q_i are standard normal. That is n_u draws
-    without replacement from the softmax of the first two terms: a Zipf law, tilted by taste. The
-    n_u sum to num_interactions and follow a log-normal, within 5..num_items/2.
+        -popularity * log(r_i) + preference * <p_u, q_i> / sqrt(rank) + noise * Gumbel,
+    where r_i is a random rank 1..num_items and p_u, q_i are standard normal. With noise
+    1 that is n_u draws without replacement from the softmax of the first two terms: a Zipf law,
+    tilted by taste. The n_u sum to num_interactions and follow a log-normal, within
+    5..num_items/2. Time grows with num_users * num_items, memory with num_interactions.
 
     Args:
         num_users: number of users.
@@ -35,6 +38,7 @@ def synthetic_interactions(
         popularity: exponent of the Zipf law; 0 makes all items equally popular.
         preference: weight of the tastes; 0 makes popularity the best recommender.
         seed: of this data set's own generator.
+        noise: weight of chance; 0 gives every user exactly the items of greatest appeal.
     """
     rng = np.random.default_rng(seed)
     counts = _user_counts(rng, num_users, num_items, num_interactions)
@@ -42,10 +46,11 @@ def synthetic_interactions(
     tastes = rng.standard_normal((num_users, rank))
     traits = rng.standard_normal((num_items, rank)) * (preference / np.sqrt(rank))
     chosen = []
-    for start in range(0, num_users, _USERS_PER_CHUNK):
-        chunk = slice(start, start + _USERS_PER_CHUNK)
+    step = max(1, min(_USERS_PER_CHUNK, _SCORES_PER_CHUNK // num_items))
+    for start in range(0, num_users, step):
+        chunk = slice(start, start + step)
         scores = appeal + tastes[chunk] @ traits.T
-        scores += rng.gumbel(size=scores.shape)
+        scores += noise * rng.gumbel(size=scores.shape)
         best_first = np.argsort(-scores, axis=1)
         chosen.append(best_first[np.arange(num_items) < counts[chunk, None]])
     users = np.repeat(np.arange(num_users), counts)

@@ -4,6 +4,8 @@ B users, I items, K places. Relevance is 0 or 1. Every metric gives one float64 
 mean over users is taken by the caller, who leaves out users without a relevant item.
 """
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -31,11 +33,7 @@ def masked_top_k(scores: Tensor, seen_rows: Tensor, seen_items: Tensor, k: int) 
     num_items = scores.shape[1]
     k = min(k, num_items)
     values, items = scores.topk(min(k + 1, num_items), dim=1)
-    if values.isnan().any():  # topk ranks NaN above all numbers, so none escapes here
-        raise FloatingPointError(
-            "scores must be numbers to be ranked; got NaN, so the model has diverged: "
-            "lower the learning rate or clip the gradients."
-        )
+    _refuse_nan(values)  # topk ranks NaN above all numbers, so none escapes here
     boundary = values[:, k - 1]
     open_rows = (values[:, -1] == boundary) & (boundary > -torch.inf)
     values, items = _lower_id_first(values[:, :k], items[:, :k])
@@ -62,6 +60,45 @@ def hits_from_top_k(
     rows = torch.arange(len(top_items), device=top_items.device).unsqueeze(1)
     found = torch.isin(rows * num_items + top_items, relevant_rows * num_items + relevant_items)
     return found & (top_items >= 0)
+
+
+def hits_one_by_one(
+    scores: Tensor,
+    seen_rows: Tensor,
+    seen_items: Tensor,
+    relevant_rows: Tensor,
+    relevant_items: Tensor,
+    k: int,
+) -> Tensor:
+    """Where each relevant item ranks on its own among the items its user never had.
+
+    The rank is 1 + the number of items, neither seen nor relevant, with a higher score; an equal
+    score does not push it back. This is the protocol of the lambda-opt papers. The row of an item
+    is a list with this one relevant item, so any metric below applies with ``num_relevant`` 1: the
+    hit rate is 1[rank <= K] and NDCG is 1[rank <= K] / log2(1 + rank).
+
+    Args:
+        scores: shape (B, I), higher is better. Overwritten as in ``masked_top_k``.
+        seen_rows: rows of ``scores``, shape (S,).
+        seen_items: the item to leave out in each of these rows, shape (S,).
+        relevant_rows: rows of ``scores``, shape (R,).
+        relevant_items: a relevant item of each of these rows, shape (R,).
+        k: number of places.
+
+    Returns:
+        Booleans in rank order, shape (R, K), at most one of them true in each row.
+
+    Raises:
+        FloatingPointError: a candidate's score is NaN.
+    """
+    own = scores[relevant_rows, relevant_items]
+    scores[seen_rows, seen_items] = -torch.inf
+    scores[relevant_rows, relevant_items] = -torch.inf
+    best_others = scores.topk(min(k, scores.shape[1]), dim=1).values
+    _refuse_nan(best_others)
+    _refuse_nan(own)
+    ahead = (best_others[relevant_rows] > own.unsqueeze(1)).sum(dim=1)
+    return ahead.unsqueeze(1) == torch.arange(k, device=scores.device)
 
 
 def ndcg(hits: Tensor, num_relevant: Tensor, k: int) -> Tensor:
@@ -113,6 +150,75 @@ def hit_rate(hits: Tensor, k: int) -> Tensor:
         HR@K of each user, shape (B,).
     """
     return hits[:, :k].any(dim=1).double()
+
+
+def reciprocal_rank(hits: Tensor, k: int) -> Tensor:
+    """Reciprocal rank at K, whose mean over users is MRR@K: 1 / rank of the first hit.
+
+    It is 0 where none of the first K ranks is a hit.
+
+    Args:
+        hits: booleans in rank order, shape (B, at least K).
+        k: number of ranks that count.
+
+    Returns:
+        The value of each user, shape (B,).
+    """
+    ranks = torch.arange(1, hits[:, :k].shape[1] + 1, device=hits.device)
+    return (hits[:, :k] / ranks.double()).max(dim=1).values
+
+
+def precision(hits: Tensor, k: int) -> Tensor:
+    """Precision at K: hits among the first K ranks, divided by K.
+
+    The denominator stays K where the list is shorter or the user has fewer relevant items, so the
+    best possible value may be below 1.
+
+    Args:
+        hits: booleans in rank order, shape (B, at least K).
+        k: number of ranks that count.
+
+    Returns:
+        Precision@K of each user, shape (B,).
+    """
+    return hits[:, :k].sum(dim=1).double() / k
+
+
+def average_precision(hits: Tensor, num_relevant: Tensor, k: int) -> Tensor:
+    """Average precision at K, whose mean over users is MAP@K.
+
+    The sum of precision@rank over the ranks up to K that hit, divided by all relevant items of the
+    user. As for recall the denominator is not cut to K (others divide by min(K, num_relevant)).
+
+    Args:
+        hits: booleans in rank order, shape (B, at least K).
+        num_relevant: relevant items of each user, shape (B,), at least 1.
+        k: number of ranks that count.
+
+    Returns:
+        The value of each user, shape (B,).
+    """
+    hits = hits[:, :k].double()
+    ranks = torch.arange(1, hits.shape[1] + 1, device=hits.device)
+    return (hits * hits.cumsum(dim=1) / ranks).sum(dim=1) / num_relevant
+
+
+METRICS: dict[str, Callable[[Tensor, Tensor, int], Tensor]] = {
+    "ndcg": ndcg,
+    "recall": recall,
+    "hr": lambda hits, _, k: hit_rate(hits, k),
+    "mrr": lambda hits, _, k: reciprocal_rank(hits, k),
+    "precision": lambda hits, _, k: precision(hits, k),
+    "map": average_precision,
+}
+
+
+def _refuse_nan(scores: Tensor) -> None:
+    if scores.isnan().any():
+        raise FloatingPointError(
+            "scores must be numbers to be ranked; got NaN, so the model has diverged: "
+            "lower the learning rate or clip the gradients."
+        )
 
 
 def _lower_id_first(values: Tensor, items: Tensor) -> tuple[Tensor, Tensor]:

@@ -7,18 +7,28 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from recsys_models.data.batches import RankingBatch
-from recsys_models.metrics.functional import hit_rate, hits_from_top_k, masked_top_k, ndcg, recall
+from recsys_models.metrics.functional import (
+    METRICS,
+    hits_from_top_k,
+    hits_one_by_one,
+    masked_top_k,
+)
+
+DEFAULT_METRICS = ("ndcg", "recall", "hr")
 
 
 class RankingMetrics(Metric):
-    """NDCG, Recall and hit rate at several K, averaged over users, in one pass over the scores.
+    """Ranking metrics at several K, averaged over users, in one pass over the scores.
 
-    States are float64 sums over users and two counts, so neither the batch size nor the order of
-    the users changes the result beyond rounding. Users without a relevant item say nothing about a
-    ranking; they are left out and counted in ``skipped``.
+    States are float64 sums and three counts, so neither the batch size nor the order of the users
+    nor their distribution over processes changes the result beyond rounding. Users without a
+    relevant item say nothing about a ranking; they are left out and counted in ``skipped``. Where a
+    batch asks for it (``one_by_one``), each relevant item is ranked alone and the mean is over
+    relevant items; ``lists`` counts what the mean is over.
 
     Args:
-        top_k: the values of K, for example ``(10, 50)``.
+        top_k: what to report. A number K, for example 10, stands for NDCG, Recall and HR at K; a
+            name such as "map@20" for that one: "ndcg", "recall", "hr", "mrr", "precision" or "map".
 
     Attributes:
         names: the names of the metrics, for example ``["ndcg@10", "recall@10", "hr@10"]``.
@@ -27,22 +37,23 @@ class RankingMetrics(Metric):
     full_state_update = False
     higher_is_better = True
     sums: Tensor
+    lists: Tensor
     users: Tensor
     skipped: Tensor
 
-    def __init__(self, top_k: Sequence[int] = (10,)) -> None:
+    def __init__(self, top_k: Sequence[int | str] = (10,)) -> None:
         super().__init__()
-        if not top_k or min(top_k) < 1:
+        wanted = dict.fromkeys(pair for entry in top_k for pair in _parse(entry))
+        if not wanted:
             raise ValueError(
-                "top_k must name at least one number of places, each 1 or more; "
-                f"got {list(top_k)}. Use for example [10]."
+                "top_k must name at least one number of places; got []. Use for example [10]."
             )
-        self.top_k = tuple(top_k)
-        self.names = [f"{name}@{k}" for k in self.top_k for name in ("ndcg", "recall", "hr")]
+        self.wanted = tuple(wanted)
+        self.names = [f"{name}@{k}" for name, k in self.wanted]
         sums = torch.zeros(len(self.names), dtype=torch.float64)
         self.add_state("sums", default=sums, dist_reduce_fx="sum")
-        self.add_state("users", default=torch.tensor(0), dist_reduce_fx="sum")
-        self.add_state("skipped", default=torch.tensor(0), dist_reduce_fx="sum")
+        for count in ("lists", "users", "skipped"):
+            self.add_state(count, default=torch.tensor(0), dist_reduce_fx="sum")
 
     def update(self, scores: Tensor, batch: RankingBatch) -> None:
         """Rank the unseen items of a batch of users and add up their metrics.
@@ -51,28 +62,25 @@ class RankingMetrics(Metric):
             scores: shape (B, I), one row per user of the batch. Overwritten by the masking.
             batch: the users, the items to leave out and the items to find.
         """
-        top_items = masked_top_k(scores, batch.seen_rows, batch.seen_items, max(self.top_k))
-        hits = hits_from_top_k(
-            top_items, batch.relevant_rows, batch.relevant_items, scores.shape[1]
-        )
+        seen, relevant = batch[1:3], batch[3:5]
+        places = max(k for _, k in self.wanted)
         num_relevant = torch.bincount(batch.relevant_rows, minlength=len(scores))
         counted = num_relevant > 0
-        hits, num_relevant = hits[counted], num_relevant[counted]
-        per_user = [
-            values
-            for k in self.top_k
-            for values in (
-                ndcg(hits, num_relevant, k),
-                recall(hits, num_relevant, k),
-                hit_rate(hits, k),
-            )
-        ]
-        self.sums += torch.stack(per_user).sum(dim=1)
         self.users += counted.sum()
         self.skipped += (~counted).sum()
+        if batch.one_by_one:
+            hits = hits_one_by_one(scores, *seen, *relevant, places)
+            num_relevant = torch.ones_like(batch.relevant_rows)
+        else:
+            top_items = masked_top_k(scores, *seen, places)
+            hits = hits_from_top_k(top_items, *relevant, scores.shape[1])[counted]
+            num_relevant = num_relevant[counted]
+        values = [METRICS[name](hits, num_relevant, k) for name, k in self.wanted]
+        self.sums += torch.stack(values).sum(dim=1)
+        self.lists += len(hits)
 
     def compute(self) -> dict[str, float]:
-        """Means over users.
+        """Means over users, or over relevant items ranked one by one.
 
         Returns:
             ``{"ndcg@10": ..., "recall@10": ..., "hr@10": ...}`` for every K.
@@ -86,14 +94,14 @@ class RankingMetrics(Metric):
                 f"got none ({int(self.skipped)} users, all without). "
                 "Use a larger validation or test ratio, or more batches."
             )
-        return dict(zip(self.names, (self.sums / self.users).tolist(), strict=True))
+        return dict(zip(self.names, (self.sums / self.lists).tolist(), strict=True))
 
 
 @torch.no_grad()
 def evaluate(
     score_users: Callable[[Tensor], Tensor],
     batches: Iterable[RankingBatch],
-    top_k: Sequence[int] = (10,),
+    top_k: Sequence[int | str] = (10,),
     device: torch.device | str = "cpu",
 ) -> dict[str, float]:
     """Ranking metrics of anything that scores users, without a Trainer.
@@ -104,7 +112,7 @@ def evaluate(
     Args:
         score_users: from user ids on the CPU, shape (B,), to fresh scores, shape (B, I).
         batches: for example ``RecsysDataModule.val_dataloader()``.
-        top_k: the values of K.
+        top_k: as for ``RankingMetrics``.
         device: where to rank, and to add up over processes.
 
     Returns:
@@ -112,6 +120,17 @@ def evaluate(
     """
     metrics = RankingMetrics(top_k).to(device)
     for batch in batches:
-        scores = score_users(batch.users).to(device)
-        metrics.update(scores, RankingBatch(*(ids.to(device) for ids in batch)))
+        metrics.update(score_users(batch.users).to(device), batch.on(device))
     return metrics.compute()
+
+
+def _parse(entry: int | str) -> list[tuple[str, int]]:
+    """Names and K of one entry of ``top_k``."""
+    name, _, number = str(entry).rpartition("@")
+    names = (name,) if name else DEFAULT_METRICS
+    if number.isdigit() and int(number) >= 1 and all(name in METRICS for name in names):
+        return [(name, int(number)) for name in names]
+    raise ValueError(
+        f"top_k takes numbers of places, 1 or more, and metrics at one, such as 'map@10'; got "
+        f"{entry!r}. The metrics are {', '.join(METRICS)}."
+    )

@@ -3,7 +3,6 @@
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
@@ -27,10 +26,19 @@ def rating_files(tmp_path: Path) -> dict[str, Path]:
     """One tiny rating file for each data set that is read from a file."""
     pairs = tiny_interactions()
     files = {}
-    for name, separator in (("filmtrust", " "), ("ml_1m", "::")):
-        rows = np.stack([pairs.users + 1, pairs.items + 1, np.full(len(pairs), 3)], axis=1)
+    forms = {
+        "filmtrust": "{} {} 3\n",
+        "ml_1m": "{}::{}::3\n",
+        "ml_100k": "{}\t{}\t3\t881250949\n",
+        "ml_10m": "{}::{}::3.5::838985046\n",
+        "eachmovie": "{} {} 0.6 1 1996-02-07\n",
+        "table": "{},{}\n",
+    }
+    for name, form in forms.items():
+        lines = ["user,item\n"] if name == "table" else []
+        lines += [form.format(u + 1, i + 1) for u, i in zip(pairs.users, pairs.items, strict=True)]
         files[name] = tmp_path / f"{name}.txt"
-        files[name].write_text("".join(separator.join(map(str, row)) + "\n" for row in rows))
+        files[name].write_text("".join(lines))
     return files
 
 

@@ -1,4 +1,9 @@
+import json
 import math
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -7,13 +12,25 @@ import torch
 
 from recsys_models.data.batches import RankingBatch
 from recsys_models.metrics import RankingMetrics, evaluate
-from recsys_models.metrics.functional import hit_rate, hits_from_top_k, masked_top_k, ndcg, recall
+from recsys_models.metrics.functional import (
+    METRICS,
+    average_precision,
+    hit_rate,
+    hits_from_top_k,
+    hits_one_by_one,
+    masked_top_k,
+    ndcg,
+    precision,
+    recall,
+    reciprocal_rank,
+)
 
 NONE = torch.empty(0, dtype=torch.int64)
 TOP_K = (1, 5, 10)
+ALL = tuple(f"{name}@{k}" for k in TOP_K for name in METRICS)
 
 
-def make_batch(num_users=60, num_items=40, seed=0, with_empty_users=False):
+def make_batch(num_users=60, num_items=40, seed=0, with_empty_users=False, one_by_one=False):
     """Disjoint random seen and relevant items; by default every user has a relevant one."""
     generator = np.random.default_rng(seed)
     kind = generator.choice(3, p=[0.6, 0.25, 0.15], size=(num_users, num_items))
@@ -22,7 +39,7 @@ def make_batch(num_users=60, num_items=40, seed=0, with_empty_users=False):
         kind[::5][kind[::5] == 2] = 0
     (seen_rows, seen_items), (rows, items) = (np.nonzero(kind == k) for k in (1, 2))
     arrays = (np.arange(num_users), seen_rows, seen_items, rows, items)
-    return RankingBatch(*(torch.from_numpy(a) for a in arrays))
+    return RankingBatch(*(torch.from_numpy(a) for a in arrays), one_by_one=one_by_one)
 
 
 def random_scores(num_users=60, num_items=40, seed=0, levels=None):
@@ -33,19 +50,36 @@ def random_scores(num_users=60, num_items=40, seed=0, levels=None):
     return torch.randint(-levels, levels, (num_users, num_items), generator=generator).float()
 
 
-def per_user_by_loops(scores, batch, k):
-    """NDCG, Recall, HR of each user by sorting (-score, id): the slow reference."""
+def values_by_loops(ranked, relevant, k):
+    """All metrics of one list at K, in the order of ``METRICS``: the slow reference."""
+    found = [rank for rank, i in enumerate(ranked[:k], start=1) if i in relevant]
+    ideal = sum(1 / math.log2(rank + 1) for rank in range(1, min(k, len(relevant)) + 1))
+    precisions = [sum(other <= rank for other in found) / rank for rank in found]
+    return (
+        sum(1 / math.log2(rank + 1) for rank in found) / ideal,
+        len(found) / len(relevant),
+        float(bool(found)),
+        1 / found[0] if found else 0.0,
+        len(found) / k,
+        sum(precisions) / len(relevant),
+    )
+
+
+def by_loops(scores, batch, k):
+    """All metrics of every list, shape (lists, len(METRICS)), by sorting (-score, id)."""
     rows = []
     for row, user_scores in enumerate(scores.tolist()):
         seen = set(batch.seen_items[batch.seen_rows == row].tolist())
         relevant = set(batch.relevant_items[batch.relevant_rows == row].tolist())
-        if not relevant:
-            continue
         candidates = [i for i in range(len(user_scores)) if i not in seen]
-        ranked = sorted(candidates, key=lambda i, s=user_scores: (-s[i], i))[:k]
-        gains = [1 / math.log2(rank + 2) for rank, i in enumerate(ranked) if i in relevant]
-        ideal = sum(1 / math.log2(rank + 2) for rank in range(min(k, len(relevant))))
-        rows.append((sum(gains) / ideal, len(gains) / len(relevant), float(bool(gains))))
+        if batch.one_by_one:
+            for p in relevant:
+                rivals = [i for i in candidates if i == p or i not in relevant]
+                ranked = sorted(rivals, key=lambda i, s=user_scores, p=p: (-s[i], i != p))
+                rows.append(values_by_loops(ranked, {p}, k))
+        elif relevant:
+            ranked = sorted(candidates, key=lambda i, s=user_scores: (-s[i], i))
+            rows.append(values_by_loops(ranked, relevant, k))
     return np.array(rows)
 
 
@@ -64,6 +98,7 @@ def split_batch(batch, scores, sizes):
                 batch.seen_items[seen],
                 batch.relevant_rows[relevant] - start,
                 batch.relevant_items[relevant],
+                batch.one_by_one,
             ),
         )
         start = stop
@@ -80,6 +115,28 @@ def test_ndcg_recall_and_hit_rate_worked_by_hand():
     assert recall(hits, relevant, 3).tolist() == pytest.approx([2 / 5, 0.0])
     assert hit_rate(hits, 3).tolist() == [1.0, 0.0]
     assert recall(hits, relevant, 1).tolist() == pytest.approx([1 / 5, 0.0])
+
+
+def test_mrr_precision_and_map_worked_by_hand():
+    hits = torch.tensor([[False, True, True], [False, False, False]])
+    relevant = torch.tensor([5, 1])
+    assert reciprocal_rank(hits, 3).tolist() == [0.5, 0.0]
+    assert reciprocal_rank(hits, 1).tolist() == [0.0, 0.0]
+    assert precision(hits, 3).tolist() == pytest.approx([2 / 3, 0.0])
+    assert precision(hits, 10).tolist() == pytest.approx([2 / 10, 0.0])
+    assert average_precision(hits, relevant, 3).tolist() == pytest.approx(
+        [(1 / 2 + 2 / 3) / 5, 0.0]
+    )
+    assert average_precision(hits, relevant, 2).tolist() == pytest.approx([1 / 2 / 5, 0.0])
+
+
+def test_a_relevant_item_alone_ranks_before_equals_and_is_no_rival_of_others():
+    scores = torch.tensor([[4.0, 3.0, 3.0, 2.0, 9.0, 3.0]])
+    seen, relevant = torch.tensor([4]), torch.tensor([1, 3])
+    row = torch.zeros(2, dtype=torch.int64)
+    hits = hits_one_by_one(scores, row[:1], seen, row, relevant, 4)
+    # Item 1 stands behind item 0 only; item 3 behind items 0, 2 and 5, but not behind item 1.
+    assert hits.tolist() == [[False, True, False, False], [False, False, False, True]]
 
 
 def test_perfect_ranking_has_ndcg_one_even_with_fewer_relevant_items_than_places():
@@ -128,62 +185,111 @@ def test_k_beyond_the_catalogue_ranks_all_items():
     assert masked_top_k(torch.tensor([[1.0, 2.0]]), NONE, NONE, 10).tolist() == [[1, 0]]
 
 
-def test_nan_score_raises():
-    scores = random_scores()
-    scores[3, 4] = torch.nan
+@pytest.mark.parametrize("one_by_one", [False, True])
+@pytest.mark.parametrize("relevant", [False, True])
+def test_nan_score_raises(one_by_one, relevant):
+    batch, scores = make_batch(one_by_one=one_by_one), random_scores()
+    free = [i for i in range(40) if i not in batch.seen_items[batch.seen_rows == 3]]
+    scores[3, 7 if relevant else min(set(free) - {7})] = torch.nan
     with pytest.raises(FloatingPointError, match="got NaN"):
-        masked_top_k(scores, NONE, NONE, 10)
+        RankingMetrics().update(scores, batch)
 
 
 # The metric, against independent references.
 
 
+@pytest.mark.parametrize("levels", [None, 2])
 @pytest.mark.parametrize("seed", range(3))
-def test_metrics_equal_trec_eval_for_every_user(seed):
-    batch, scores = make_batch(seed=seed), random_scores(seed=seed) - 1.0
+def test_metrics_equal_trec_eval_for_every_user(seed, levels):
+    batch, scores = make_batch(seed=seed), random_scores(seed=seed, levels=levels) - 1.0
+    names = [f"{99 - i}" for i in range(40)]  # of equal scores it puts the greater name first
     relevant = {
-        str(u): {str(int(i)): 1 for i in batch.relevant_items[batch.relevant_rows == u]}
+        str(u): {names[i]: 1 for i in batch.relevant_items[batch.relevant_rows == u].tolist()}
         for u in range(60)
     }
     masked = scores.clone()
     masked[batch.seen_rows, batch.seen_items] = -torch.inf
     run = {
-        str(u): {str(i): s for i, s in enumerate(masked[u].tolist()) if s > -math.inf}
+        str(u): {names[i]: s for i, s in enumerate(masked[u].tolist()) if s > -math.inf}
         for u in range(60)
+    }
+    theirs = {
+        "ndcg": "ndcg_cut",
+        "recall": "recall",
+        "hr": "success",
+        "precision": "P",
+        "map": "map_cut",
     }
     cuts = ",".join(map(str, TOP_K))
     judge = pytrec_eval.RelevanceEvaluator(
-        relevant, {f"ndcg_cut.{cuts}", f"recall.{cuts}", f"success.{cuts}"}
+        relevant, {*(f"{measure}.{cuts}" for measure in theirs.values()), "recip_rank"}
     )
-    theirs = judge.evaluate(run)
+    judged = judge.evaluate(run)
     for u, (user_scores, user_batch) in enumerate(split_batch(batch, scores, [1] * 60)):
-        ours = evaluate(lambda _, s=user_scores: s, [user_batch], TOP_K)
+        ours = evaluate(lambda _, s=user_scores: s, [user_batch], ALL)
         for k in TOP_K:
-            for our_name, their_name in (("ndcg", "ndcg_cut"), ("recall",) * 2, ("hr", "success")):
-                expected = theirs[str(u)][f"{their_name}_{k}"]
-                assert ours[f"{our_name}@{k}"] == pytest.approx(expected, abs=1e-9)
+            reciprocal = judged[str(u)]["recip_rank"]  # not cut: 0 beyond the first K ranks
+            expected = {
+                f"{our}@{k}": judged[str(u)][f"{their}_{k}"] for our, their in theirs.items()
+            }
+            expected[f"mrr@{k}"] = reciprocal if reciprocal > 1 / (k + 0.5) else 0.0
+            assert {name: ours[name] for name in expected} == pytest.approx(expected, abs=1e-9)
 
 
+@pytest.mark.parametrize("one_by_one", [False, True])
 @pytest.mark.parametrize("levels", [None, 2])
-@pytest.mark.parametrize("k", TOP_K)
-def test_metrics_equal_loops_with_negatives_ties_and_users_without_items(levels, k):
-    batch = make_batch(with_empty_users=True)
+@pytest.mark.parametrize("k", [*TOP_K, 50])
+def test_metrics_equal_loops_with_negatives_ties_and_users_without_items(levels, k, one_by_one):
+    batch = make_batch(with_empty_users=True, one_by_one=one_by_one)
     scores = random_scores(levels=levels)
-    expected = per_user_by_loops(scores, batch, k)
-    metrics = RankingMetrics([k])
+    expected = by_loops(scores, batch, k)
+    metrics = RankingMetrics([f"{name}@{k}" for name in METRICS])
     metrics.update(scores.clone(), batch)
     values = metrics.compute()
-    assert list(values) == [f"ndcg@{k}", f"recall@{k}", f"hr@{k}"]
+    assert list(values) == [f"{name}@{k}" for name in METRICS]
     assert list(values.values()) == pytest.approx(expected.mean(axis=0), abs=1e-12)
-    assert int(metrics.users) == len(expected) == 48
+    assert int(metrics.lists) == len(expected) == (len(batch.relevant_rows) if one_by_one else 48)
+    assert int(metrics.users) == 48
     assert int(metrics.skipped) == 12
 
 
+def test_the_lambda_opt_formulas_hold():
+    batch = make_batch(one_by_one=True)
+    scores = random_scores(levels=3)
+    ranks = []
+    for u, p in zip(batch.relevant_rows.tolist(), batch.relevant_items.tolist(), strict=True):
+        had = torch.cat(
+            [batch.seen_items[batch.seen_rows == u], batch.relevant_items[batch.relevant_rows == u]]
+        )
+        never = [i for i in range(40) if i not in had]
+        ranks.append(1 + int((scores[u, never] > scores[u, p]).sum()))
+    ranks = np.array(ranks)
+    found = evaluate(lambda _: scores.clone(), [batch], ["hr@5", "ndcg@5"])
+    assert found["hr@5"] == pytest.approx((ranks <= 5).mean())
+    assert found["ndcg@5"] == pytest.approx(np.mean((ranks <= 5) / np.log2(1 + ranks)))
+
+
+@pytest.mark.parametrize(
+    ("top_k", "names"),
+    [
+        ([10], ["ndcg@10", "recall@10", "hr@10"]),
+        ([5, 10], [f"{name}@{k}" for k in (5, 10) for name in ("ndcg", "recall", "hr")]),
+        ([2, "map@7"], ["ndcg@2", "recall@2", "hr@2", "map@7"]),
+        (["hr@3", 3], ["hr@3", "ndcg@3", "recall@3"]),
+    ],
+)
+def test_a_number_asks_for_the_usual_three_and_a_name_for_one(top_k, names):
+    metrics = RankingMetrics(top_k)
+    metrics.update(random_scores(), make_batch())
+    assert metrics.names == list(metrics.compute()) == names
+
+
+@pytest.mark.parametrize("one_by_one", [False, True])
 @pytest.mark.parametrize("sizes", [[60], [1] * 60, [7, 50, 3]])
-def test_batching_changes_nothing(sizes):
-    batch, scores = make_batch(), random_scores(levels=3)
-    whole = evaluate(lambda _: scores.clone(), [batch], TOP_K)
-    metrics = RankingMetrics(TOP_K)
+def test_batching_changes_nothing(sizes, one_by_one):
+    batch, scores = make_batch(one_by_one=one_by_one), random_scores(levels=3)
+    whole = evaluate(lambda _: scores.clone(), [batch], ALL)
+    metrics = RankingMetrics(ALL)
     for part_scores, part in reversed(list(split_batch(batch, scores, sizes))):
         metrics.update(part_scores, part)
     assert metrics.compute() == pytest.approx(whole, abs=1e-12)
@@ -195,9 +301,70 @@ def test_states_of_two_processes_add_up():
     apart = [RankingMetrics(TOP_K) for _ in parts]
     for metrics, (part_scores, part) in zip(apart, parts, strict=True):
         metrics.update(part_scores, part)
-    for state in ("sums", "users", "skipped"):
+    for state in ("sums", "lists", "users", "skipped"):
         setattr(apart[0], state, getattr(apart[0], state) + getattr(apart[1], state))
     assert apart[0].compute() == pytest.approx(evaluate(lambda _: scores, [batch], TOP_K))
+
+
+TWO_PROCESSES = """
+import json, multiprocessing, sys
+import torch
+from torch import distributed
+from recsys_models.data import random_split, synthetic_interactions
+from recsys_models.data.loaders import ranking_loader
+from recsys_models.metrics import evaluate
+
+
+def scores(users):
+    rows = [torch.randn(40, generator=torch.Generator().manual_seed(int(u))) for u in users]
+    return torch.stack(rows).mul(2).round()  # with ties
+
+
+def judge(rank, world, address, queue):
+    torch.set_num_threads(1)
+    if world > 1:
+        distributed.init_process_group("gloo", init_method=address, rank=rank, world_size=world)
+    train, _, test = random_split(synthetic_interactions(61, 40, 700), (0.7, 0.1, 0.2), 0)
+    found = []
+    for one_by_one in (False, True):
+        loader = ranking_loader(test, train, 9, one_by_one)
+        found.append(evaluate(scores, loader, [5, "map@10", "mrr@10"]))
+    queue.put((world, len(loader), found))
+
+
+if __name__ == "__main__":
+    context = multiprocessing.get_context("fork")  # the imports above are paid once
+    queue = context.SimpleQueue()
+    for world in (1, 2):
+        arguments = [(rank, world, sys.argv[1], queue) for rank in range(world)]
+        processes = [context.Process(target=judge, args=one) for one in arguments]
+        for process in processes:
+            process.start()
+        for process in processes:
+            process.join(60)
+            assert process.exitcode == 0
+    print(json.dumps([queue.get() for _ in range(3)]))
+"""
+
+
+def test_two_real_processes_get_what_one_gets(tmp_path):
+    script = tmp_path / "judge.py"
+    script.write_text(TWO_PROCESSES)
+    done = subprocess.run(
+        [sys.executable, str(script), f"file://{tmp_path}/meet"],
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    alone, *together = json.loads(done.stdout.splitlines()[-1])
+    assert (alone[0], [world for world, _, _ in together]) == (1, [2, 2])
+    assert sum(batches for _, batches, _ in together) >= alone[1] > 2
+    for _, _, found in together:
+        for ours, expected in zip(found, alone[2], strict=True):
+            assert ours == pytest.approx(expected, abs=1e-12)
 
 
 def test_reset_forgets_earlier_users():
@@ -216,7 +383,7 @@ def test_no_user_with_positives_is_an_error():
         metrics.compute()
 
 
-@pytest.mark.parametrize("top_k", [[], [0], [10, -1]])
+@pytest.mark.parametrize("top_k", [[], [0], [10, -1], ["auc@5"], ["map"], ["map@0"], ["@5x"]])
 def test_impossible_k_is_refused(top_k):
     with pytest.raises(ValueError, match="top_k"):
         RankingMetrics(top_k)

@@ -4,7 +4,14 @@ import pytest
 import torch
 from torch.utils.data import DistributedSampler
 
-from recsys_models.data import RankingBatch, RecsysDataModule, TrainBatch
+from recsys_models.data import (
+    RankingBatch,
+    RecsysDataModule,
+    TrainBatch,
+    synthetic_interactions,
+)
+from recsys_models.metrics import evaluate
+from recsys_models.models import BPRMF
 
 
 def write_ratings(path, num_users: int = 40, num_items: int = 30, seed: int = 0) -> str:
@@ -66,6 +73,101 @@ def test_the_papers_protocol_leaves_validation_items_in_the_test_ranking(data):
         assert all(seen.get(u, set()) == train.get(u, set()) for u in batch.users.tolist())
 
 
+@pytest.mark.parametrize(
+    ("protocol", "given", "masked"),
+    [
+        ("honest", None, True),
+        ("paper", None, False),
+        ("lambda_opt", None, True),
+        ("honest", False, False),
+        ("paper", True, True),
+    ],
+)
+def test_the_protocol_decides_the_masking_unless_the_masking_is_given(
+    data, protocol, given, masked
+):
+    module = RecsysDataModule(
+        "filmtrust", path=data.path, protocol=protocol, mask_validation_at_test=given
+    )
+    module.setup()
+    (batch,) = module.test_dataloader()
+    seen = module.train.union(module.validation) if masked else module.train
+    assert len(batch.seen_items) == np.isin(seen.users, batch.users).sum()
+    assert batch.one_by_one is (protocol == "lambda_opt")
+
+
+def test_the_batch_of_scores_stays_within_the_byte_budget(data):
+    module = RecsysDataModule("filmtrust", path=data.path, score_bytes=4 * 30 * 7 + 3)
+    module.setup()
+    for loader in (module.val_dataloader(), module.test_dataloader()):
+        assert 4 < max(len(batch.users) for batch in loader) <= 7
+    module.score_bytes = 119
+    with pytest.raises(ValueError, match="scores of one user, 120 bytes for 30 items; got 119"):
+        module.val_dataloader()
+    module.eval_batch_size = 3
+    assert max(len(batch.users) for batch in module.val_dataloader()) == 3
+
+
+def test_users_whom_the_evaluation_skips_are_counted(tmp_path):
+    file = tmp_path / "ratings.txt"
+    file.write_text(
+        "".join(f"{u} {i} 1\n" for u in (1, 2) for i in range(1, 11)) + "3 1 1\n4 2 1\n"
+    )
+    module = RecsysDataModule("filmtrust", path=str(file), split="per_user")
+    module.setup()
+    assert module.skipped_users == {"validation": 2, "test": 2}
+
+
+def test_generated_data_of_any_size_comes_from_one_nested_argument():
+    sizes = {"num_users": 50, "num_items": 40, "num_interactions": 400, "popularity": 0.5}
+    module = RecsysDataModule(synthetic=sizes, split="per_user")
+    module.setup()
+    assert (module.num_users, module.num_items) == (50, 40)
+    whole = module.train.union(module.validation).union(module.test)
+    assert whole == synthetic_interactions(**sizes)
+    assert np.bincount(module.train.users).min() >= 1
+
+
+def test_leaving_the_last_pair_out_needs_a_file_with_times(tmp_path):
+    rows = [f"{u}::{i}::3" for u in (1, 2) for i in range(1, 6)]
+    timed, untimed = tmp_path / "timed", tmp_path / "untimed"
+    timed.write_text("".join(f"{row}::{900 - k}\n" for k, row in enumerate(rows)))
+    untimed.write_text("\n".join(rows))
+    module = RecsysDataModule("ml_1m", path=str(timed), split="leave_one_out")
+    module.setup()
+    assert [module.test.items.tolist(), module.validation.items.tolist()] == [[0, 0], [1, 1]]
+    with pytest.raises(ValueError, match="needs the times"):
+        RecsysDataModule("ml_1m", path=str(untimed), split="leave_one_out").setup()
+
+
+def test_filters_come_before_the_split(tmp_path):
+    file = tmp_path / "ratings.txt"
+    rows = [f"{u} {i} {4 if (u + i) % 4 else 2}\n" for u in range(12) for i in range(8)]
+    file.write_text("".join(rows) + "99 1 4\n1 99 4\n1 98 1\n")
+    module = RecsysDataModule("filmtrust", path=str(file), rating_threshold=3, k_core=5)
+    module.setup()
+    assert (module.num_users, module.num_items) == (12, 8)
+    assert sum(map(len, (module.train, module.validation, module.test))) == 72
+
+
+@pytest.mark.parametrize("protocol", ["honest", "paper", "lambda_opt"])
+def test_a_trainer_and_a_plain_evaluation_agree_under_every_protocol(data, protocol, tmp_path):
+    module = RecsysDataModule("filmtrust", path=data.path, protocol=protocol, eval_batch_size=7)
+    module.setup()
+    model = BPRMF(module.num_users, module.num_items, top_k=[3, "map@5"])
+    trainer = L.Trainer(
+        accelerator="cpu",
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        default_root_dir=tmp_path,
+    )
+    (logged,) = trainer.test(model, datamodule=module, verbose=False)
+    plain = evaluate(model.score_users, module.test_dataloader(), [3, "map@5"])
+    assert logged == pytest.approx({f"test/{name}": value for name, value in plain.items()})
+
+
 def test_training_and_validation_never_touch_the_test_set(data):
     data.test = None
     assert all(isinstance(batch, TrainBatch) for batch in data.train_dataloader())
@@ -99,13 +201,25 @@ def test_a_part_without_positives_is_refused_when_it_is_asked_for(data, part):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"dataset": "netflix"}, "one of synthetic, filmtrust, ml_1m; got 'netflix'"),
+        ({"dataset": "netflix"}, "one of synthetic, .*ml_1m.*; got 'netflix'"),
         ({"path": "ratings.txt"}, "reads no file; got path='ratings.txt'"),
         ({"ratios": (0.5, 0.5)}, "three shares"),
         ({"batch_size": 0}, "batch_size must be at least 1; got 0"),
         ({"eval_batch_size": 0}, "eval_batch_size must be at least 1"),
         ({"num_negatives": 0}, "num_negatives must be at least 1"),
         ({"num_workers": -1}, "num_workers must be at least 0"),
+        ({"score_bytes": 0}, "score_bytes must be at least 1"),
+        ({"k_core": -1}, "k_core must be at least 0"),
+        ({"split": "time"}, "split must be one of random, per_user, leave_one_out; got 'time'"),
+        ({"protocol": "fair"}, "protocol must be one of honest, paper, lambda_opt; got 'fair'"),
+        (
+            {"protocol": "lambda_opt", "mask_validation_at_test": False},
+            "validation items cannot compete",
+        ),
+        ({"dataset": "table"}, "Give data.path=FILE"),
+        ({"time_column": "when"}, "describe a table; got dataset='synthetic'"),
+        ({"dataset": "ml_1m", "synthetic": {"rank": 3}}, "describes generated data"),
+        ({"synthetic": {"users": 3}}, "synthetic knows num_users, .*; got users"),
     ],
 )
 def test_bad_arguments_are_refused_at_once(arguments, message):

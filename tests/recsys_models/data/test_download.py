@@ -104,3 +104,9 @@ def test_nothing_is_downloaded_unless_asked_for(publish, tmp_path):
     data.prepare_data()
     with pytest.raises(FileNotFoundError, match="data.download=true"):
         data.setup()
+
+
+def test_what_nobody_distributes_is_asked_for_by_path(tmp_path):
+    data = RecsysDataModule("eachmovie", data_dir=str(tmp_path), download=True)
+    with pytest.raises(ValueError, match=r"no longer distributed.*Vote\.txt.*data\.path=FILE"):
+        data.prepare_data()

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from recsys_models.data import random_split, synthetic_interactions
+from recsys_models.data import random_split, synthetic, synthetic_interactions
 from recsys_models.data.interactions import Interactions
 
 
@@ -49,6 +49,28 @@ def test_popularity_is_a_fair_baseline_and_a_linear_model_clearly_beats_it(defau
     np.fill_diagonal(weights, 0)
     assert most_pop > 0.12
     assert ndcg_at_10(train @ weights, seen, test) > 1.3 * most_pop
+
+
+def test_a_wide_catalogue_is_scored_in_smaller_pieces_with_the_same_result(monkeypatch):
+    sizes = {"num_users": 90, "num_items": 64, "num_interactions": 1200}
+    whole = synthetic_interactions(**sizes)
+    monkeypatch.setattr(synthetic, "_SCORES_PER_CHUNK", 7 * 64)
+    assert synthetic_interactions(**sizes) == whole
+
+
+def test_without_popularity_items_are_alike_and_with_much_of_it_they_are_not():
+    def share_of_the_first_tenth(popularity: float) -> float:
+        data = synthetic_interactions(200, 100, 4000, popularity=popularity)
+        return np.sort(np.bincount(data.items, minlength=100))[-10:].sum() / len(data)
+
+    assert share_of_the_first_tenth(0.0) < 0.2 < 0.3 < share_of_the_first_tenth(2.0)
+
+
+def test_without_noise_and_taste_everybody_has_the_most_popular_items():
+    data = synthetic_interactions(50, 40, 500, preference=0.0, noise=0.0)
+    counts = np.sort(np.bincount(data.users))
+    per_item = np.sort(np.bincount(data.items, minlength=40))[::-1]
+    assert per_item.tolist() == [int((counts > place).sum()) for place in range(40)]
 
 
 @pytest.mark.parametrize("count", [150, 400, 600])

@@ -1,0 +1,196 @@
+import zipfile
+from datetime import datetime
+
+import polars as pl
+import pytest
+
+from recsys_models import train
+from recsys_models.data import Columns, read_table, synthetic_interactions
+from recsys_models.data.timestamps import seconds
+
+COLUMNS = Columns("who", "what", "stars", "when")
+FRAME = {
+    "when": ["2024-01-01 00:00:10", "2024-01-01", "2024-01-02"],
+    "note": ["a", None, "c"],
+    "who": ["zoë", "bob", "bob"],
+    "what": [10, 9, 10],
+    "stars": [4.5, 3.0, 1.0],
+}
+DAY = 86_400
+NEW_YEAR = 1_704_067_200
+
+
+def written(path, frame=None):
+    frame = pl.DataFrame(frame or FRAME)
+    if path.suffix == ".parquet":
+        frame.write_parquet(path)
+    else:
+        frame.write_csv(path, separator="\t" if path.suffix == ".tsv" else ",")
+    return path
+
+
+def text(tmp_path, content: str, name: str = "t.csv"):
+    path = tmp_path / name
+    path.write_bytes(content.encode())
+    return path
+
+
+@pytest.mark.parametrize("form", ["csv", "tsv", "parquet", "txt", "zip"])
+def test_every_form_gives_the_same_ratings(tmp_path, form):
+    path = written(tmp_path / f"t.{'csv' if form == 'zip' else form}")
+    if form == "zip":
+        archive = tmp_path / "t.zip"
+        with zipfile.ZipFile(archive, "w") as content:
+            content.write(path, "inner/t.csv")
+            content.writestr("README", "x")
+        path = archive
+    ratings = read_table(path, COLUMNS)
+    assert ratings.user_ids.tolist() == ["bob", "zoë"]
+    assert ratings.item_ids.tolist() == [9, 10]
+    assert ratings.interactions.users.tolist() == [0, 0, 1]
+    assert ratings.interactions.items.tolist() == [0, 1, 1]
+    assert ratings.values.tolist() == [3.0, 1.0, 4.5]
+    assert ratings.times.tolist() == [NEW_YEAR, NEW_YEAR + DAY, NEW_YEAR + 10]
+
+
+def test_ratings_and_times_are_optional_and_the_last_row_of_a_pair_counts(tmp_path):
+    ratings = read_table(text(tmp_path, "user,item,x\n1,2,a\n1,1,b\n1,2,c\n\n\n"))
+    assert len(ratings.interactions) == 2
+    assert (ratings.values, ratings.times, ratings.repeated) == (None, None, 1)
+
+
+def test_another_separator_can_be_named(tmp_path):
+    path = text(tmp_path, "user;item\n3;4\n")
+    assert read_table(path, separator=";").item_ids.tolist() == [4]
+
+
+def test_a_byte_order_mark_and_foreign_line_ends_do_no_harm(tmp_path):
+    path = text(tmp_path, "\ufeffuser,item\r\n3,4\r\n\r\n")
+    assert read_table(path).user_ids.tolist() == [3]
+
+
+def test_quoted_fields_may_hold_separators_and_line_ends(tmp_path):
+    path = text(tmp_path, 'user,item\n"a, b","x\ny"\n"a, b",z\n')
+    assert read_table(path).item_ids.tolist() == ["x\ny", "z"]
+
+
+@pytest.mark.parametrize(
+    ("ids", "expected"),
+    [
+        (["10", "9"], [9, 10]),
+        (["-1", "9"], [-1, 9]),
+        (["7", "007"], ["007", "7"]),
+        (["1.0", "2"], ["1.0", "2"]),
+        (["10", "9a"], ["10", "9a"]),
+    ],
+)
+def test_ids_are_numbers_only_if_all_are_spelt_as_such(tmp_path, ids, expected):
+    path = text(tmp_path, "user,item\n" + "".join(f"{i},5\n" for i in ids))
+    assert read_table(path).user_ids.tolist() == expected
+
+
+@pytest.mark.parametrize(
+    ("line", "problem"),
+    [
+        ("u", "'what' is empty"),
+        (",5,3,9", "'who' is empty"),
+        ("u,5,good,9", "'stars' is 'good'"),
+        ("u,5,nan,9", "'stars' is 'nan'"),
+        ("u,5,,9", "'stars' is empty"),
+        ("u,5,3,soon", "'when' is 'soon'"),
+        ("u,5,3,9,1", "5 fields under 4 headings"),
+        ("", "'who' is empty"),
+    ],
+)
+@pytest.mark.parametrize("position", [0, 2])
+def test_a_malformed_line_is_named_by_number_and_content(tmp_path, line, problem, position):
+    lines = ['"a\nb",5,3,9', *["u,5,3,9"] * 3]
+    lines.insert(position, line)
+    path = text(tmp_path, "who,what,stars,when\r\n" + "\r\n".join(lines) + "\r\n")
+    number = position + 2 + (position > 0)  # the first row takes two lines
+    with pytest.raises(ValueError, match=f"line {number}: ") as error:
+        read_table(path, COLUMNS)
+    assert f"{line!r} is no interaction" in str(error.value)
+    assert problem in str(error.value)
+
+
+def test_a_missing_value_in_parquet_is_named_by_its_row(tmp_path):
+    path = written(tmp_path / "t.parquet", {**FRAME, "stars": [1.0, None, 2.0]})
+    with pytest.raises(ValueError, match="row 2: 'stars' is empty"):
+        read_table(path, COLUMNS)
+
+
+@pytest.mark.parametrize("name", ["t.csv", "t.parquet"])
+def test_a_missing_column_is_named_beside_those_there_are(tmp_path, name):
+    path = written(tmp_path / name)
+    with pytest.raises(ValueError, match="no column 'user', 'item'; its header names 'when'"):
+        read_table(path)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("", "is empty"),
+        ("user,item\n", "no rows below its header"),
+        ("user,item\n\n", "no rows below its header"),
+        ('user,item\n1,"2\n', "is no readable table"),
+        ('user,item\n1,"2\n' + "3,4\n" * 50_000, "is no readable table"),
+    ],
+)
+def test_what_is_no_table_is_refused(tmp_path, content, message):
+    with pytest.raises(ValueError, match=message):
+        read_table(text(tmp_path, content))
+
+
+def test_what_is_no_parquet_file_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="is no Parquet table"):
+        read_table(text(tmp_path, "user,item\n", "t.parquet"))
+
+
+def test_a_missing_file_is_refused(tmp_path):
+    with pytest.raises(FileNotFoundError, match="data.path=FILE"):
+        read_table(tmp_path / "t.csv")
+
+
+@pytest.mark.parametrize(
+    ("column", "expected"),
+    [
+        ([978300760, 1], [978300760.0, 1.0]),
+        (["978300760.5", "x", None], [978300760.5, None, None]),
+        (
+            [
+                "2024-01-01",
+                "2024-01-01T00:00:00Z",
+                "1/1/24 0:00:00",
+                "1/1/2024",
+                "2024-01-01 00:00",
+            ],
+            [float(NEW_YEAR)] * 5,
+        ),
+        (["2024-01-01T00:00:00.25"], [NEW_YEAR + 0.25]),
+        ([datetime(2024, 1, 1)], [float(NEW_YEAR)]),
+        (["nan", "inf"], [None, None]),
+    ],
+)
+def test_times_are_read_as_numbers_or_dates(column, expected):
+    assert seconds(pl.Series(column)).to_list() == expected
+
+
+def test_one_command_trains_on_a_users_own_table(tmp_path, compose_train):
+    pairs = synthetic_interactions(60, 40, 900)
+    columns = {"who": [f"u{u}" for u in pairs.users], "what": pairs.items, "t": range(len(pairs))}
+    path = written(tmp_path / "mine.csv", columns)
+    cfg = compose_train(
+        "data=table",
+        f"data.path={path}",
+        "data.user_column=who",
+        "data.item_column=what",
+        "data.time_column=t",
+        "+data.split=leave_one_out",
+        "+data.protocol=lambda_opt",
+        "+model.top_k=[10,map@5]",
+        "monitor=val/map@5",
+        "trainer.max_epochs=1",
+        "trainer.accelerator=cpu",
+    )
+    assert 0 < train.run(cfg) <= 1
