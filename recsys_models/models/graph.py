@@ -1,0 +1,138 @@
+"""What graph recommenders share: where their edges come from, and tables kept for a ranking."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Sequence
+
+import torch
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from torch import Tensor, nn
+from torch.nn.functional import embedding
+
+from recsys_models.data.batches import TrainBatch
+from recsys_models.data.interactions import Interactions
+from recsys_models.losses import bpr_loss
+from recsys_models.models.adjacency import Adjacency, Norm
+from recsys_models.models.base import OptimizerFactory, RecommenderModule
+
+
+class GraphRecommender(RecommenderModule):
+    """Scores y_ui = e*_u . e*_i of tables that were passed along the edges of a graph.
+
+    The edges are the training pairs and nothing else. They come from the data module of the
+    Trainer, its attribute ``train``, or from ``set_interactions``; no checkpoint holds them.
+
+    A training step passes the tables through the whole graph. An evaluation by the Trainer does so
+    once, at its start; ``score_users`` elsewhere does so at every call.
+
+    Args:
+        num_users: number of users.
+        num_items: number of items.
+        dim: length of the embeddings E^(0).
+        norm: see ``Adjacency.from_interactions``.
+        optimizer: see ``RecommenderModule``.
+        top_k: see ``RecommenderModule``.
+    """
+
+    def __init__(
+        self,
+        num_users: int,
+        num_items: int,
+        dim: int,
+        norm: Norm,
+        optimizer: OptimizerFactory | None,
+        top_k: Sequence[int],
+    ) -> None:
+        super().__init__(num_users, num_items, optimizer, top_k)
+        if dim < 1:
+            raise ValueError(f"dim must be at least 1; got {dim}. The usual value is 64.")
+        self.norm: Norm = norm
+        self.user_embedding = nn.Embedding(num_users, dim)
+        self.item_embedding = nn.Embedding(num_items, dim)
+        nn.init.xavier_uniform_(self.user_embedding.weight)
+        nn.init.xavier_uniform_(self.item_embedding.weight)
+        # Not a buffer: it never changes, so checkpoints, broadcasts and copies of the model's
+        # state do without it.
+        self._adjacency: Adjacency | None = None
+        self._evaluated: Tensor | None = None
+
+    @abstractmethod
+    def propagate(self, adjacency: Adjacency, embeddings: Tensor) -> Tensor:
+        """E*: from E^(0), users and then items, shape (n, dim), to shape (n, any)."""
+
+    def set_interactions(self, train: Interactions) -> None:
+        """Make these pairs the edges of the graph; within a Trainer its data module does it."""
+        if (train.num_users, train.num_items) != (self.num_users, self.num_items):
+            raise ValueError(
+                f"{type(self).__name__} was built for {self.num_users} users and {self.num_items} "
+                f"items; got interactions of {train.num_users} and {train.num_items}. "
+                "Build the model with the sizes of the data."
+            )
+        self._adjacency = Adjacency.from_interactions(train, self.norm)
+        self._evaluated = None
+
+    def setup(self, stage: str) -> None:
+        """Take the edges from the data module, if there is one."""
+        train = getattr(getattr(self.trainer, "datamodule", None), "train", None)
+        if isinstance(train, Interactions):
+            self.set_interactions(train)
+        elif self._adjacency is None:
+            raise MisconfigurationException(self._missing_message())
+
+    def score_users(self, users: Tensor) -> Tensor:
+        """Scores of all items: from shape (B,) to (B, num_items)."""
+        table = self._final() if self._evaluated is None else self._evaluated
+        user_table, item_table = table.tensor_split((self.num_users,))
+        return user_table[users] @ item_table.T
+
+    def training_loss(self, batch: TrainBatch) -> Tensor:
+        """BPR loss of the batch."""
+        user_table, item_table = self._final().tensor_split((self.num_users,))
+        items = torch.cat([batch.items.unsqueeze(1), batch.negatives], dim=1)
+        scores = (
+            embedding(batch.users, user_table).unsqueeze(1) * embedding(items, item_table)
+        ).sum(-1)
+        return bpr_loss(scores[:, :1], scores[:, 1:])
+
+    def train(self, mode: bool = True) -> GraphRecommender:
+        """Change the mode; what an evaluation had kept is dropped."""
+        self._evaluated = None
+        super().train(mode)
+        return self
+
+    def on_validation_start(self) -> None:
+        """Propagate once for all batches of the validation."""
+        self._keep_final()
+
+    def on_validation_end(self) -> None:
+        """Drop the tables; the weights are about to change."""
+        self._evaluated = None
+
+    def on_test_start(self) -> None:
+        """Propagate once for all batches of the test."""
+        self._keep_final()
+
+    def on_test_end(self) -> None:
+        """Drop the tables."""
+        self._evaluated = None
+
+    @torch.no_grad()
+    def _keep_final(self) -> None:
+        with torch.autocast(self.device.type, enabled=False):  # rounded scores tie
+            self._evaluated = self._final()
+
+    def _final(self) -> Tensor:
+        if self._adjacency is None:
+            raise RuntimeError(self._missing_message())
+        embeddings = torch.cat([self.user_embedding.weight, self.item_embedding.weight])
+        dtype = torch.float64 if embeddings.dtype == torch.float64 else torch.float32
+        self._adjacency = self._adjacency.to(embeddings.device, dtype)
+        return self.propagate(self._adjacency, embeddings)
+
+    def _missing_message(self) -> str:
+        return (
+            f"{type(self).__name__} needs the training interactions for its graph; got none. "
+            "Give the Trainer a data module with an attribute train of type Interactions, or call "
+            "set_interactions(train) on the model first."
+        )

@@ -1,0 +1,148 @@
+"""LRML: latent relational metric learning (Tay et al., WWW 2018)."""
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import linear
+
+from recsys_models.data.batches import TrainBatch
+from recsys_models.losses import hinge_loss
+from recsys_models.models.base import OptimizerFactory, RecommenderModule
+
+Distance = Literal["squared_l2", "l1"]
+
+_ATTENTION_BYTES = 16 * 2**20  # of temporary results when ranking; CPU caches want it small
+
+
+class LRML(RecommenderModule):
+    """Puts a user next to the items that a learned relation leads to.
+
+    Keys K and memories M (N slots each) are shared by all pairs. For a pair (u, i)::
+
+        a = softmax(K (p_u * q_i)),   r = sum_n a_n M_n
+        d_ui = || p_u + r - q_i ||^2
+
+    The score is -d_ui. Training minimises the hinge max(0, margin + d_ui - d_uj). Vectors p and q
+    stay in the unit ball: rows that an optimizer step took outside are scaled back after it. With
+    Adam and momentum a step also moves rows that its batch does not name, so all rows are looked
+    at, which costs less than the step itself; those inside are not touched.
+
+    Args:
+        num_users: number of users.
+        num_items: number of items.
+        dim: length of p, q, keys and memories.
+        num_memories: number of slots N.
+        margin: how much farther than the positive a negative should be.
+        share_relation: whether a negative is measured along the relation r of its positive, as in
+            the authors' program, or along its own. Ranking always uses each pair's own r, so that
+            sharing trains a slightly different score than the one that ranks.
+        distance: "squared_l2" as in the paper, or "l1", the sum of absolute differences.
+        init_std: standard deviation of all first weights.
+        optimizer: see ``RecommenderModule``.
+        top_k: see ``RecommenderModule``.
+    """
+
+    def __init__(
+        self,
+        num_users: int,
+        num_items: int,
+        dim: int = 64,
+        num_memories: int = 20,
+        margin: float = 0.5,
+        share_relation: bool = True,
+        distance: Distance = "squared_l2",
+        init_std: float = 0.1,
+        optimizer: OptimizerFactory | None = None,
+        top_k: Sequence[int] = (10,),
+    ) -> None:
+        super().__init__(num_users, num_items, optimizer, top_k)
+        for name, size in (("dim", dim), ("num_memories", num_memories)):
+            if size < 1:
+                raise ValueError(f"{name} must be at least 1; got {size}. Leave it out if unsure.")
+        if not margin > 0:
+            raise ValueError(f"margin must be above 0, or nothing is learned; got {margin}.")
+        if distance not in ("squared_l2", "l1"):
+            raise ValueError(f"distance must be 'squared_l2' or 'l1'; got {distance!r}.")
+        self.margin = margin
+        self.share_relation = share_relation
+        self.distance = distance
+        self.user_embedding = nn.Embedding(num_users, dim)
+        self.item_embedding = nn.Embedding(num_items, dim)
+        self.keys = nn.Parameter(torch.empty(num_memories, dim))
+        self.memories = nn.Parameter(torch.empty(num_memories, dim))
+        for parameter in self.parameters():
+            nn.init.normal_(parameter, std=init_std)
+        self._project()
+
+    def score_users(self, users: Tensor) -> Tensor:
+        """Negative distances to all items: from shape (B,) to (B, num_items).
+
+        Users are taken so many at a time that temporary results fill ``_ATTENTION_BYTES``.
+        """
+        num_memories, dim = self.keys.shape
+        per_pair = 3 * num_memories if self.distance == "squared_l2" else 2 * (num_memories + dim)
+        chunk = max(1, _ATTENTION_BYTES // (4 * per_pair * self.num_items))
+        distances = self._squared_l2 if self.distance == "squared_l2" else self._l1
+        vectors = self.user_embedding(users).split(chunk)
+        return -torch.cat([distances(p, self.item_embedding.weight) for p in vectors])
+
+    def training_loss(self, batch: TrainBatch) -> Tensor:
+        """Hinge loss of the batch; positives and negatives share one look-up for speed."""
+        items = torch.cat([batch.items.unsqueeze(1), batch.negatives], dim=1)
+        p = self.user_embedding(batch.users).unsqueeze(1)
+        q = self.item_embedding(items)
+        relation = self._attention(p * (q[:, :1] if self.share_relation else q)) @ self.memories
+        difference = p + relation - q
+        distances = difference.square() if self.distance == "squared_l2" else difference.abs()
+        distances = distances.sum(-1)
+        return hinge_loss(distances[:, :1], distances[:, 1:], self.margin)
+
+    def layer_groups(self) -> dict[str, list[str]]:
+        """Two layers: the tables of users and items, and the memory (keys and memories)."""
+        return {
+            "embeddings": ["user_embedding.weight", "item_embedding.weight"],
+            "memory": ["keys", "memories"],
+        }
+
+    def on_train_batch_end(self, outputs: object, batch: object, batch_idx: int) -> None:
+        """Keep p and q in the unit ball."""
+        self._project()
+
+    @torch.no_grad()
+    def _project(self) -> None:
+        for table in (self.user_embedding, self.item_embedding):
+            # A divisor of exactly 1 leaves a row inside the ball as it is, bit for bit.
+            table.weight.div_(table.weight.norm(dim=1, keepdim=True).clamp_(min=1.0))
+
+    def _attention(self, products: Tensor) -> Tensor:
+        """From p * q, shape (..., dim), to weights over the slots, shape (..., N)."""
+        return linear(products, self.keys).softmax(-1)
+
+    def _attention_to_all(self, p: Tensor, q: Tensor) -> Tensor:
+        """Attention of all pairs of p, shape (B, dim), with q, (I, dim): shape (B, N, I).
+
+        K (p * q) = (K p) q, where K p scales the keys by p. So the products p * q, dim numbers
+        for each pair, are never formed.
+        """
+        keys_of_users = p.unsqueeze(1) * self.keys
+        return linear(keys_of_users, q).softmax(1)
+
+    def _squared_l2(self, p: Tensor, q: Tensor) -> Tensor:
+        """Distances of all pairs, shape (B, I), with N instead of dim numbers for each pair.
+
+        || p + r - q ||^2 = || p - q ||^2 + 2 r.p - 2 r.q + r.r, and r is a mix of memories.
+        """
+        attention = self._attention_to_all(p, q)
+        gram = self.memories @ self.memories.T
+        distance = p.square().sum(1, keepdim=True) - 2 * p @ q.T + q.square().sum(1)
+        along = gram @ attention  # r.r, before the sum over slots
+        along += 2 * (p @ self.memories.T).unsqueeze(2)
+        along -= 2 * (self.memories @ q.T)
+        return distance + (attention * along).sum(1)
+
+    def _l1(self, p: Tensor, q: Tensor) -> Tensor:
+        """Distances of all pairs, shape (B, I); absolute values leave no shorter way."""
+        relation = self._attention_to_all(p, q).transpose(1, 2) @ self.memories
+        return (relation.add_(p.unsqueeze(1)).sub_(q)).abs_().sum(-1)

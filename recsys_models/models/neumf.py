@@ -1,0 +1,208 @@
+"""NeuMF: neural matrix factorisation (He et al., Neural Collaborative Filtering, WWW 2017)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import linear
+
+from recsys_models.data.batches import TrainBatch
+from recsys_models.losses import bce_loss
+from recsys_models.models.base import OptimizerFactory, RecommenderModule
+
+_TOWER_BYTES = 16 * 2**20  # of activations at a time when ranking; CPU caches want it small
+
+
+class NeuMF(RecommenderModule):
+    """Fuses a generalised matrix factorisation (GMF) with a multi-layer perceptron (MLP).
+
+    With tables P, Q of each part, and ``*`` element by element::
+
+        g   = p_G * q_G
+        z_0 = [p_M ; q_M],   z_l = relu(W_l z_(l-1) + b_l)   for l = 1..L
+        y   = h . [g ; z_L] + c
+
+    The logit y is the score. Training minimises the binary cross-entropy of observed pairs and
+    sampled negatives, of which the paper draws 4 per positive (``data.num_negatives``).
+
+    All items are ranked without any concatenated pair: W_1 z_0 is a part of the user plus a part
+    of the item, each computed once per row and not once per pair, and h is folded into p_G.
+
+    Args:
+        num_users: number of users.
+        num_items: number of items.
+        gmf_dim: length of p_G and q_G; 0 leaves GMF out.
+        mlp_dims: widths of z_0 to z_L. Half of the first is the length of p_M and of q_M. Empty
+            leaves the MLP out.
+        init_std: standard deviation of the first embeddings. Dense weights begin uniform after
+            Glorot, h uniform after LeCun, biases at 0.
+        optimizer: see ``RecommenderModule``.
+        top_k: see ``RecommenderModule``.
+    """
+
+    def __init__(
+        self,
+        num_users: int,
+        num_items: int,
+        gmf_dim: int = 8,
+        mlp_dims: Sequence[int] = (64, 32, 16, 8),
+        init_std: float = 0.01,
+        optimizer: OptimizerFactory | None = None,
+        top_k: Sequence[int] = (10,),
+    ) -> None:
+        super().__init__(num_users, num_items, optimizer, top_k)
+        _check_widths(gmf_dim, mlp_dims)
+        self.gmf_dim = gmf_dim
+        self.mlp_dims = tuple(mlp_dims)
+        self.gmf = _Tables(num_users, num_items, gmf_dim, init_std) if gmf_dim else None
+        self.mlp = _Tables(num_users, num_items, mlp_dims[0] // 2, init_std) if mlp_dims else None
+        layers = [nn.Linear(before, after) for before, after in pairwise(mlp_dims)]
+        self.dense = nn.ModuleList(layers)
+        self.head = nn.Linear(gmf_dim + (mlp_dims[-1] if mlp_dims else 0), 1)
+        for layer in layers:
+            nn.init.xavier_uniform_(layer.weight)
+            nn.init.zeros_(layer.bias)
+        nn.init.kaiming_uniform_(self.head.weight, nonlinearity="linear")  # LeCun's is this one
+        nn.init.zeros_(self.head.bias)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        gmf: NeuMF,
+        mlp: NeuMF,
+        alpha: float = 0.5,
+        optimizer: OptimizerFactory | None = None,
+    ) -> NeuMF:
+        """Joins a trained GMF and a trained MLP, as the paper does before it trains on with SGD.
+
+        The first logit is ``alpha * y_GMF + (1 - alpha) * y_MLP``.
+
+        Args:
+            gmf: a ``NeuMF`` with ``mlp_dims=()``.
+            mlp: a ``NeuMF`` with ``gmf_dim=0``, for the same users and items.
+            alpha: weight of the GMF, between 0 and 1.
+            optimizer: see ``RecommenderModule``.
+        """
+        _check_parts(gmf, mlp, alpha)
+        model = cls(
+            gmf.num_users, gmf.num_items, gmf.gmf_dim, mlp.mlp_dims, 0.0, optimizer, gmf.top_k
+        )
+        weights = {**gmf.state_dict(), **mlp.state_dict()}
+        heads = alpha * gmf.head.weight, (1 - alpha) * mlp.head.weight
+        weights["head.weight"] = torch.cat(heads, dim=1)
+        weights["head.bias"] = alpha * gmf.head.bias + (1 - alpha) * mlp.head.bias
+        model.load_state_dict(weights)
+        return model
+
+    def score_users(self, users: Tensor) -> Tensor:
+        """Scores of all items: from shape (B,) to (B, num_items).
+
+        Beside the result it holds activations of about ``_TOWER_BYTES`` at a time.
+        """
+        scores: Tensor = self.head.bias.repeat(len(users), self.num_items)
+        if self.gmf is not None:
+            scores = scores + linear(self._weighted_gmf_users(users), self.gmf.items.weight)
+        if self.mlp is not None:
+            user_part = self._user_part(users).unsqueeze(1)
+            item_part = self._item_part(self.mlp.items.weight)
+            widest = max(before + after for before, after in pairwise((*self.mlp_dims[1:], 1)))
+            chunk = max(1, _TOWER_BYTES // (4 * widest * max(1, len(users))))
+            for start in range(0, self.num_items, chunk):
+                items = slice(start, start + chunk)
+                scores[:, items] += self._tower(user_part, item_part[items])
+        return scores
+
+    def training_loss(self, batch: TrainBatch) -> Tensor:
+        """Cross-entropy of the batch; positives and negatives share one look-up for speed."""
+        items = torch.cat([batch.items.unsqueeze(1), batch.negatives], dim=1)
+        logits: Tensor = self.head.bias.expand(items.shape)
+        if self.gmf is not None:
+            weighted = self._weighted_gmf_users(batch.users).unsqueeze(1)
+            logits = logits + (weighted * self.gmf.items(items)).sum(-1)
+        if self.mlp is not None:
+            user_part = self._user_part(batch.users).unsqueeze(1)
+            logits = logits + self._tower(user_part, self._item_part(self.mlp.items(items)))
+        return bce_loss(logits[:, :1], logits[:, 1:])
+
+    def layer_groups(self) -> dict[str, list[str]]:
+        """GMF tables, MLP tables, dense layers 1 to L, head; without the parts left out."""
+        groups = {
+            part: [f"{part}.users.weight", f"{part}.items.weight"]
+            for part in ("gmf", "mlp")
+            if getattr(self, part) is not None
+        }
+        for number in range(len(self.dense)):
+            groups[f"dense_{number + 1}"] = [f"dense.{number}.weight", f"dense.{number}.bias"]
+        return {**groups, "head": ["head.weight", "head.bias"]}
+
+    def _weighted_gmf_users(self, users: Tensor) -> Tensor:
+        """Each p_G times the GMF's share of h: shape (B, gmf_dim)."""
+        assert self.gmf is not None
+        weighted: Tensor = self.gmf.users(users) * self.head.weight[0, : self.gmf_dim]
+        return weighted
+
+    def _user_part(self, users: Tensor) -> Tensor:
+        """The user's share of W_1 z_0 + b_1: from shape (...,) to (..., first width)."""
+        assert self.mlp is not None
+        weight = self._first_weight[:, : self.mlp_dims[0] // 2]
+        return linear(self.mlp.users(users), weight, self.get_parameter("dense.0.bias"))
+
+    def _item_part(self, vectors: Tensor) -> Tensor:
+        """The item's share of W_1 z_0: from q_M, shape (..., d), to (..., first width)."""
+        return linear(vectors, self._first_weight[:, self.mlp_dims[0] // 2 :])
+
+    @property
+    def _first_weight(self) -> Tensor:
+        return self.get_parameter("dense.0.weight")
+
+    def _tower(self, user_part: Tensor, item_part: Tensor) -> Tensor:
+        """The MLP's share of the logit: from parts that broadcast, less their last dimension."""
+        hidden = (user_part + item_part).relu_()
+        for layer in self.dense[1:]:
+            hidden = layer(hidden).relu_()
+        return linear(hidden, self.head.weight[:, self.gmf_dim :]).squeeze(-1)
+
+
+class _Tables(nn.Module):
+    """One embedding table for users and one for items."""
+
+    def __init__(self, num_users: int, num_items: int, dim: int, init_std: float) -> None:
+        super().__init__()
+        self.users = nn.Embedding(num_users, dim)
+        self.items = nn.Embedding(num_items, dim)
+        nn.init.normal_(self.users.weight, std=init_std)
+        nn.init.normal_(self.items.weight, std=init_std)
+
+
+def _check_widths(gmf_dim: int, mlp_dims: Sequence[int]) -> None:
+    if gmf_dim < 0:
+        raise ValueError(f"gmf_dim must be at least 0; got {gmf_dim}. The usual value is 8.")
+    if not gmf_dim and not mlp_dims:
+        raise ValueError(
+            "NeuMF needs a GMF or an MLP; got gmf_dim=0 and no mlp_dims. Give one of the two."
+        )
+    if mlp_dims and (len(mlp_dims) < 2 or min(mlp_dims) < 1 or mlp_dims[0] % 2):
+        raise ValueError(
+            "mlp_dims must hold at least two widths, each 1 or more, and the first even, because "
+            f"user and item share it; got {list(mlp_dims)}. The usual value is [64, 32, 16, 8]."
+        )
+
+
+def _check_parts(gmf: NeuMF, mlp: NeuMF, alpha: float) -> None:
+    if gmf.mlp_dims or mlp.gmf_dim:
+        raise ValueError(
+            "pre-trained parts must be a GMF alone and an MLP alone; got a first part with "
+            f"mlp_dims={list(gmf.mlp_dims)} and a second with gmf_dim={mlp.gmf_dim}. "
+            "Train one with mlp_dims=() and one with gmf_dim=0."
+        )
+    if (gmf.num_users, gmf.num_items) != (mlp.num_users, mlp.num_items):
+        raise ValueError(
+            "pre-trained parts must be of the same data; got "
+            f"{gmf.num_users} x {gmf.num_items} and {mlp.num_users} x {mlp.num_items} users and "
+            "items. Train both on one data set."
+        )
+    if not 0 <= alpha <= 1:
+        raise ValueError(f"alpha must lie between 0 and 1; got {alpha}. The paper uses 0.5.")
