@@ -52,9 +52,20 @@ def comparable(callback: DEOptCallback) -> Any:
     return state
 
 
-@pytest.mark.parametrize("carry", ["hyperparameters", "weights"])
-@pytest.mark.parametrize("optimizer", OPTIMIZERS)
-@pytest.mark.parametrize("limit", [{"max_epochs": 4}, {"max_epochs": -1, "max_steps": 48}])
+EPOCHS, STEPS = {"max_epochs": 4}, {"max_epochs": -1, "max_steps": 48}
+
+
+@pytest.mark.parametrize(
+    ("carry", "optimizer", "limit"),
+    [
+        ("weights", "adam", EPOCHS),
+        ("weights", "schedule", EPOCHS),
+        ("weights", "user groups", EPOCHS),
+        ("hyperparameters", "schedule", EPOCHS),
+        ("weights", "adam", STEPS),
+        ("hyperparameters", "schedule", STEPS),
+    ],
+)
 def test_resumed_run_equals_the_unbroken_one(
     carry: str, optimizer: str, limit: dict[str, int], tmp_path: Path
 ) -> None:
