@@ -47,7 +47,6 @@ class ProbeLoops:
         loop.automatic_optimization.optim_progress = deepcopy(
             self.main.automatic_optimization.optim_progress
         )
-        loop._batches_that_stepped = self.main._batches_that_stepped
         fetcher = _PrefetchDataFetcher()
         fetcher.setup(CombinedLoader(_Replay(self.batches), "max_size_cycle"))
         iter(fetcher)

@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import lightning as L
 import numpy as np
 import pytest
 import torch
@@ -111,6 +112,25 @@ def test_candidates_of_a_generation_share_start_batches_and_randomness(tmp_path:
     ends = [model.seen.steps[probe[2]][3] for probe in probes]
     assert all(torch.equal(start, starts[0]) for start in starts)
     assert not any(torch.equal(end, ends[0]) for end in ends[1:])
+
+
+class Listener(L.Callback):
+    def __init__(self) -> None:
+        self.heard: list[str] = []
+
+    def on_train_batch_end(self, *args: Any) -> None:
+        self.heard.append("train")
+
+    def on_validation_end(self, *args: Any) -> None:
+        self.heard.append("validation")
+
+
+def test_other_callbacks_hear_nothing_of_probes(tmp_path: Path) -> None:
+    alone, beside = Listener(), Listener()
+    fit(tmp_path / "plain", [alone], max_epochs=2)
+    fit(tmp_path / "search", [make_callback(), beside], max_epochs=2)
+    assert beside.heard == alone.heard
+    assert not set(vars(beside)) & set(dir(L.Callback)) - {"log", "log_dict"}
 
 
 def test_generations_draw_different_probe_batches(tmp_path: Path) -> None:
