@@ -11,6 +11,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
 
+from deopt_lightning.differential_evolution import check_choice, check_settings
 from deopt_lightning.trainer_seam import has_validation_data
 
 _SHARDED = ("FSDPStrategy", "DeepSpeedStrategy", "ModelParallelStrategy", "XLAFSDPStrategy")
@@ -28,18 +29,12 @@ def check_arguments(arguments: Mapping[str, Any]) -> None:
     Raises:
         ValueError: Naming the argument, the value, and what to give instead.
     """
-    _check_choice("mode", arguments["mode"], ("min", "max"))
-    _check_choice("carry", arguments["carry"], ("hyperparameters", "weights"))
-    _check_choice("strategy", arguments["strategy"], ("current_to_rand", "mutant_then_trial"))
-    _check_choice("local_search", arguments["local_search"], ("best", "all", None))
-    _check_choice("repair", arguments["repair"], ("reflect", "clip"))
+    check_choice("mode", arguments["mode"], ("min", "max"))
+    check_choice("carry", arguments["carry"], ("hyperparameters", "weights"))
     if not arguments["monitor"]:
         raise ValueError("monitor must name a validation metric; got an empty string.")
-    if arguments["population_size"] < 4:
-        raise ValueError(
-            "population_size must be at least 4 because Eq. 7 needs three other members; "
-            f"got {arguments['population_size']}."
-        )
+    search = ("population_size", "strategy", "local_search", "repair")
+    check_settings(**{name: arguments[name] for name in search})
     _check_at_least("every_n_epochs", arguments["every_n_epochs"], 1)
     _check_at_least("warmup_epochs", arguments["warmup_epochs"], 0)
     if arguments["max_generations"] is not None:
@@ -47,11 +42,6 @@ def check_arguments(arguments: Mapping[str, Any]) -> None:
     _check_probe_steps(arguments["probe_steps"])
     _check_bounds("lr_bounds", arguments["lr_bounds"], positive=True)
     _check_bounds("weight_decay_bounds", arguments["weight_decay_bounds"], positive=False)
-
-
-def _check_choice(name: str, value: object, choices: tuple[object, ...]) -> None:
-    if value not in choices:
-        raise ValueError(f"{name} must be one of {choices}; got {value!r}.")
 
 
 def _check_at_least(name: str, value: int, least: int) -> None:

@@ -64,14 +64,7 @@ class DifferentialEvolution:
         initial: ArrayLike | None = None,
         seed: int | None = None,
     ) -> None:
-        if population_size < 4:
-            raise ValueError(
-                f"population_size must be at least 4 because Eq. 7 needs three other members; "
-                f"got {population_size}."
-            )
-        _check_choice("strategy", strategy, ("current_to_rand", "mutant_then_trial"))
-        _check_choice("local_search", local_search, ("best", "all", None))
-        _check_choice("repair", repair, ("reflect", "clip"))
+        check_settings(population_size, strategy, local_search, repair)
         self.space = space
         self.population_size = population_size
         self.strategy = strategy
@@ -280,6 +273,25 @@ class DifferentialEvolution:
         }
 
 
-def _check_choice(argument: str, value: object, choices: tuple[object, ...]) -> None:
+def check_settings(
+    population_size: int, strategy: object, local_search: object, repair: object
+) -> None:
+    """Refuse settings that no search can run with.
+
+    Raises:
+        ValueError: Naming the setting, its value, and what to give instead.
+    """
+    if population_size < 4:
+        raise ValueError(
+            f"population_size must be at least 4 because Eq. 7 needs three other members; "
+            f"got {population_size}."
+        )
+    check_choice("strategy", strategy, ("current_to_rand", "mutant_then_trial"))
+    check_choice("local_search", local_search, ("best", "all", None))
+    check_choice("repair", repair, ("reflect", "clip"))
+
+
+def check_choice(argument: str, value: object, choices: tuple[object, ...]) -> None:
+    """Refuse a value that is not among the choices."""
     if value not in choices:
         raise ValueError(f"{argument} must be one of {choices}; got {value!r}.")

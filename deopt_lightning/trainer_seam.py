@@ -15,6 +15,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
+from lightning.fabric.utilities.data import _set_sampler_epoch
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers.logger import DummyLogger
 from lightning.pytorch.loops.fetchers import _PrefetchDataFetcher
@@ -170,7 +171,7 @@ def fetch_batches(trainer: pl.Trainer, count: int, seed: int) -> list[Any]:
     epoch = 0
     while len(batches) < count:
         for loader in combined.flattened:
-            set_sampler_epoch(loader, _SAMPLER_EPOCH_OFFSET + seed % 1_000_000 + epoch)
+            _set_sampler_epoch(loader, _SAMPLER_EPOCH_OFFSET + seed % 1_000_000 + epoch)
         loaders = CombinedLoader(combined.iterables, combined._mode)
         loaders.limits = limits
         drawn = 0
@@ -183,15 +184,6 @@ def fetch_batches(trainer: pl.Trainer, count: int, seed: int) -> list[Any]:
             raise RuntimeError("The training data gave no batch for a probe; check the loader.")
         epoch += 1
     return batches
-
-
-def set_sampler_epoch(loader: object, epoch: int) -> None:
-    """Calls `set_epoch` on a loader's sampler, where it has one."""
-    batch_sampler = getattr(loader, "batch_sampler", None)
-    for sampler in (getattr(loader, "sampler", None), getattr(batch_sampler, "sampler", None)):
-        set_epoch = getattr(sampler, "set_epoch", None)
-        if callable(set_epoch):
-            set_epoch(epoch)
 
 
 def loader_generators(trainer: pl.Trainer) -> list[torch.Generator]:
