@@ -9,19 +9,19 @@ import lightning.pytorch as pl
 import numpy as np
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
 from deopt_lightning import compatibility, trainer_seam
 from deopt_lightning.differential_evolution import DifferentialEvolution, Strategy
-from deopt_lightning.evaluators.sequential import Winner, missing_monitor_message
-from deopt_lightning.generation import run_generation
-from deopt_lightning.history import generation_record, spread
+from deopt_lightning.evaluators.probe import Monitor
 from deopt_lightning.layer_control import LayerControl
+from deopt_lightning.members import MemberSearch
+from deopt_lightning.probing import ProbeSearch
+from deopt_lightning.random_state import rng_state, set_rng_state
 from deopt_lightning.scale_factor import LocalSearch
-from deopt_lightning.search_space import Bounds, Repair, SearchSpace
-from deopt_lightning.snapshot import rng_state, set_rng_state
+from deopt_lightning.search_space import Bounds, Repair
+from deopt_lightning.steady_state import SteadyStateDE
 
-DECAY_BOUNDS_FROM_ZERO = (1e-7, 1e-3)  # where the optimizer's own weight decay is 0
+PROBE_STEPS = 0.25  # of an epoch, unless given
 
 
 class DEOptCallback(Callback):
@@ -44,7 +44,8 @@ class DEOptCallback(Callback):
         weight_decay_bounds: Smallest and largest weight decay; exactly 0 is tried as well, and
             (0, 0) learns lr alone. By default likewise from the optimizer's own, and
             (1e-7, 1e-3) where that is 0.
-        probe_steps: Length of a probe: optimizer steps (int) or a fraction of an epoch (float).
+        probe_steps: Length of a probe: optimizer steps (int) or a fraction of an epoch (float); by
+            default a quarter of an epoch. Not with ``carry="population"``.
         layers: Which parameters form a layer: patterns as in ``group_layers``. By default the
             module's ``layer_groups()``, else one layer per submodule that owns parameters.
         seed: Seeds the search and the choice of probe batches.
@@ -52,11 +53,15 @@ class DEOptCallback(Callback):
             from the weights that the best candidate's probe reached; its steps are not part of
             ``global_step``. ``"hyperparameters"``: no more; the weights are restored, so that
             apart from lr and weight decay the run is what it would be without the callback.
+            ``"population"``: every member keeps weights of its own and trains every epoch; the
+            Trainer's model is the best of them. Costs population_size epochs and validation passes
+            per epoch, and as many copies of model and optimizer state in memory and checkpoints.
         every_n_epochs: Run a generation after every n-th epoch.
         warmup_epochs: Number of epochs before the first generation.
         max_generations: Stop searching after so many generations and keep the last values.
         strategy: ``"current_to_rand"`` (Eq. 9 as printed) or ``"mutant_then_trial"`` (Eq. 7 in 8).
         local_search: Local search for the scale factor (SFLSDE): ``"best"``, ``"all"`` or None.
+            A population that carries its weights goes without.
         repair: How a vector outside the bounds comes back: ``"reflect"`` or ``"clip"``.
         adopt: False searches and records, but changes nothing: a dry run.
 
@@ -82,10 +87,10 @@ class DEOptCallback(Callback):
         population_size: int = 5,
         lr_bounds: Bounds | None = None,
         weight_decay_bounds: Bounds | None = None,
-        probe_steps: int | float = 0.25,
+        probe_steps: int | float | None = None,
         layers: Sequence[str] | Mapping[str, str | Sequence[str]] | None = None,
         seed: int = 0,
-        carry: Literal["hyperparameters", "weights"] = "weights",
+        carry: Literal["hyperparameters", "weights", "population"] = "weights",
         every_n_epochs: int = 1,
         warmup_epochs: int = 0,
         max_generations: int | None = None,
@@ -120,8 +125,10 @@ class DEOptCallback(Callback):
         self.probe_steps_taken = 0
         self.evaluations = 0
         self._last_epoch = -1  # the last epoch whose end was handled
-        self._search: DifferentialEvolution | None = None
+        self._validated_step = -1  # the last optimizer step whose weights were validated
+        self._search: ProbeSearch | MemberSearch | None = None
         self._resumed_rng: dict[str, Any] | None = None
+        self._begin_rng: dict[str, Any] | None = None
 
     # --- hooks, in the order in which the Trainer calls them ------------------------------------
 
@@ -162,9 +169,12 @@ class DEOptCallback(Callback):
                 self._resumed_state = {}
         except ValueError as error:
             raise MisconfigurationException(str(error)) from error
+        self._begin_rng = rng_state()
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Writes resumed values, after the Trainer has restored the optimizer."""
+        assert self._search is not None
+        self._search.train_start(trainer)
         if self.history and self.adopt:
             self._control.write(self._values)
 
@@ -173,14 +183,17 @@ class DEOptCallback(Callback):
         epoch = trainer.current_epoch
         self.schedule = [row for row in self.schedule if row["epoch"] < epoch]
         self.schedule.append({"epoch": epoch, **self._control.by_layer(self._values)})
+        assert self._search is not None
+        # The first epoch's order is drawn before this hook, from the state that the fit began with.
+        rng, self._begin_rng = self._begin_rng or rng_state(), None
+        if epoch + 1 >= self.warmup_epochs and not self._is_over():
+            self._search.epoch_starts(trainer, rng)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Refuses a monitor that validation does not log, as soon as that is known."""
-        fitting = trainer.state.fn == "fit" and not trainer.sanity_checking
-        if fitting and self.monitor not in trainer.callback_metrics:
-            raise MisconfigurationException(
-                missing_monitor_message(self.monitor, trainer.callback_metrics)
-            )
+        if trainer.state.fn == "fit" and not trainer.sanity_checking:
+            Monitor(self.monitor, self.mode).check(trainer.callback_metrics)
+            self._validated_step = trainer.global_step
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Runs a generation, if one is due, and logs the values that train the next epoch."""
@@ -190,7 +203,7 @@ class DEOptCallback(Callback):
             if resumed_rng is not None:
                 set_rng_state(resumed_rng)  # and has drawn an epoch order that it will not use
             return
-        metrics = self._generation(trainer) if self._is_due(trainer) else {}
+        metrics = self._run(trainer)
         self._last_epoch = epoch
         for name, values in self._control.by_layer(self._values).items():
             metrics |= {f"{name}/{layer}": value for layer, value in values.items()}
@@ -209,9 +222,11 @@ class DEOptCallback(Callback):
             return getattr(self, "_resumed_state", {})
         return {
             "layers": list(self._control.layer_names),
+            "carry": self.carry,
             "search": self._search.state_dict(),
             "values": self._values.tolist(),
             "history": self.history,
+            "validated_step": self._validated_step,
             "schedule": self.schedule,
             "probe_steps_taken": self.probe_steps_taken,
             "evaluations": self.evaluations,
@@ -224,57 +239,35 @@ class DEOptCallback(Callback):
         if self._search is not None:
             self._control.close()
 
-    # --- one generation ------------------------------------------------------------------------
+    # --- the search -----------------------------------------------------------------------------
 
     def _is_due(self, trainer: pl.Trainer) -> bool:
-        if trainer.should_stop or trainer.fast_dev_run:  # type: ignore[attr-defined]
-            return False
-        if self.max_generations is not None and len(self.history) >= self.max_generations:
-            return False
         epochs = trainer.current_epoch + 1
         return epochs >= self.warmup_epochs and epochs % self.every_n_epochs == 0
 
-    def _generation(self, trainer: pl.Trainer) -> dict[str, float]:
-        """Runs a generation from the present weights; returns what to log of it."""
-        assert self._search is not None
-        search = self._search
-        result = run_generation(
-            trainer,
-            search,
-            self._control.write,
-            probe_steps=self.probe_steps,
-            seed=self.seed,
-            monitor=self.monitor,
-            mode=self.mode,
-            keep_winner=self.adopt and self.carry == "weights",
-        )
-        self.history.append(generation_record(trainer.current_epoch, search.space, result))
-        self.probe_steps_taken += result.probe_steps
-        self.evaluations += result.evaluations
-        if self.adopt:
-            self._adopt(trainer, result.winner)
-        best = search.best[1] if self.mode == "max" else -search.best[1]
-        return {
-            **({"best": best} if np.isfinite(best) else {}),
-            "accepted": float(result.generation.accepted.sum()),
-            "spread": spread(search.population.vectors, search.space),
-        }
+    def _is_over(self) -> bool:
+        """Whether all generations that were asked for have run."""
+        return self.max_generations is not None and len(self.history) >= self.max_generations
 
-    def _adopt(self, trainer: pl.Trainer, winner: Winner | None) -> None:
-        """Lets the best vector, and on request the best weights, train the next epoch."""
+    def _run(self, trainer: pl.Trainer) -> dict[str, float]:
+        """Lets the search see the end of an epoch; returns what to log of it."""
         assert self._search is not None
-        vector, perf = (winner.vector, winner.perf) if winner else self._search.best
-        if not np.isfinite(perf):
-            rank_zero_warn(
-                f"DEOptCallback: every candidate diverged after epoch {trainer.current_epoch}; "
-                "lr and weight decay stay as they are. Lower the upper lr bound if this repeats."
-            )
-            return
-        if winner is not None:
-            winner.snapshot.restore_weights()
-            trainer.callback_metrics.update(winner.metrics)  # what ModelCheckpoint ranks by
-        self._values = self._search.space.decode(vector)
-        self._control.write(self._values)
+        if trainer.should_stop or trainer.fast_dev_run or self._is_over():  # type: ignore[attr-defined]
+            return {}
+        validated = self._validated_step == trainer.global_step
+        outcome = self._search.epoch_ends(trainer, self._is_due(trainer), validated)
+        if outcome is None:
+            return {}
+        if outcome.record is not None:
+            self.history.append(outcome.record)
+        self.probe_steps_taken += outcome.probe_steps
+        self.evaluations += outcome.evaluations
+        if self.adopt and outcome.values is not None:
+            self._values = outcome.values
+            self._control.write(self._values)
+        if self._is_over():
+            self._search.release()
+        return outcome.logged
 
     def _log(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, metrics: dict[str, float]
@@ -282,31 +275,41 @@ class DEOptCallback(Callback):
         """Logs into the row of the epoch that has just ended."""
         pl_module.log_dict(metrics, sync_dist=trainer.world_size > 1)
 
-    # --- building and resuming the search --------------------------------------------------------
-
-    def _build_search(self) -> DifferentialEvolution:
+    def _build_search(self) -> ProbeSearch | MemberSearch:
         """A search around the optimizer's own values, which open the first population."""
-        own = self._control.own_values
-        lr, decay = np.split(own, 2)
-        lr_bounds = self.lr_bounds or [(value / 1000, value * 10) for value in lr]
-        decay_bounds = self.weight_decay_bounds or [
-            (value / 1000, value * 10) if value > 0 else DECAY_BOUNDS_FROM_ZERO for value in decay
-        ]
-        space = SearchSpace.for_layers(self._control.layer_names, lr_bounds, decay_bounds)
-        zero = (own == 0) & (space.low < space.high)  # 0 lies below the bounds, but can be encoded
-        in_bounds = np.where(zero, 0.0, np.clip(own, space.low, space.high))
-        return DifferentialEvolution(
+        space, own = self._control.search_space(self.lr_bounds, self.weight_decay_bounds)
+        monitor = Monitor(self.monitor, self.mode)
+        if self.carry == "population":
+            members = SteadyStateDE(
+                space,
+                self.population_size,
+                strategy=self.strategy,
+                repair=self.repair,
+                initial=[own],
+                seed=self.seed,
+            )
+            return MemberSearch(members, self._control, monitor, adopt=self.adopt)
+        targets = DifferentialEvolution(
             space,
             self.population_size,
             strategy=self.strategy,
             local_search=self.local_search,
             repair=self.repair,
-            initial=[space.encode(in_bounds)],
+            initial=[own],
             seed=self.seed,
+        )
+        return ProbeSearch(
+            targets,
+            self._control,
+            monitor,
+            probe_steps=PROBE_STEPS if self.probe_steps is None else self.probe_steps,
+            seed=self.seed,
+            carry_weights=self.carry == "weights",
+            adopt=self.adopt,
         )
 
     def _resume(
-        self, trainer: pl.Trainer, search: DifferentialEvolution, state: dict[str, Any]
+        self, trainer: pl.Trainer, search: ProbeSearch | MemberSearch, state: dict[str, Any]
     ) -> None:
         """Goes on where a checkpoint left off."""
         names = list(self._control.layer_names)
@@ -315,6 +318,11 @@ class DEOptCallback(Callback):
                 f"The checkpoint was written with the layers {state['layers']}, this run has "
                 f"{names}. Resume with the same model and `layers`."
             )
+        if state["carry"] != self.carry:
+            raise ValueError(
+                f"The checkpoint was written with carry={state['carry']!r}, this run has "
+                f"carry={self.carry!r}. Resume with the same."
+            )
         search.load_state_dict(state["search"])
         self._values = np.array(state["values"])
         self.history = list(state["history"])
@@ -322,6 +330,7 @@ class DEOptCallback(Callback):
         self.probe_steps_taken = state["probe_steps_taken"]
         self.evaluations = state["evaluations"]
         self._last_epoch = state["last_epoch"]
+        self._validated_step = state["validated_step"]
         if len(state["rng"]) == trainer.world_size:
             self._resumed_rng = state["rng"][trainer.global_rank]
             set_rng_state(self._resumed_rng)

@@ -30,7 +30,7 @@ def check_arguments(arguments: Mapping[str, Any]) -> None:
         ValueError: Naming the argument, the value, and what to give instead.
     """
     check_choice("mode", arguments["mode"], ("min", "max"))
-    check_choice("carry", arguments["carry"], ("hyperparameters", "weights"))
+    check_choice("carry", arguments["carry"], ("hyperparameters", "weights", "population"))
     if not arguments["monitor"]:
         raise ValueError("monitor must name a validation metric; got an empty string.")
     search = ("population_size", "strategy", "local_search", "repair")
@@ -39,7 +39,8 @@ def check_arguments(arguments: Mapping[str, Any]) -> None:
     _check_at_least("warmup_epochs", arguments["warmup_epochs"], 0)
     if arguments["max_generations"] is not None:
         _check_at_least("max_generations", arguments["max_generations"], 1)
-    _check_probe_steps(arguments["probe_steps"])
+    if arguments["probe_steps"] is not None:
+        _check_probe_steps(arguments["probe_steps"], arguments["carry"])
     _check_bounds("lr_bounds", arguments["lr_bounds"], positive=True)
     _check_bounds("weight_decay_bounds", arguments["weight_decay_bounds"], positive=False)
 
@@ -49,7 +50,12 @@ def _check_at_least(name: str, value: int, least: int) -> None:
         raise ValueError(f"{name} must be at least {least}; got {value}.")
 
 
-def _check_probe_steps(probe_steps: int | float) -> None:
+def _check_probe_steps(probe_steps: int | float, carry: str) -> None:
+    if carry == "population":
+        raise ValueError(
+            "probe_steps cannot be set with carry='population', whose members all train whole "
+            f"epochs; got {probe_steps!r}. Leave it out, or carry weights or hyperparameters."
+        )
     if isinstance(probe_steps, bool) or not probe_steps > 0 or math.isinf(probe_steps):
         raise ValueError(
             "probe_steps must be a positive int (optimizer steps) or a positive float (fraction "

@@ -12,7 +12,7 @@ local search for the best target about two more on average.
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
 from copy import deepcopy
 from functools import partial
 from typing import Any, Literal
@@ -22,7 +22,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from deopt_lightning import equations, scale_factor
 from deopt_lightning.equations import FloatArray
-from deopt_lightning.population import Generation, Population, draw_parents
+from deopt_lightning.population import Generation, Population, draw_parents, first_vectors
 from deopt_lightning.scale_factor import LocalSearch
 from deopt_lightning.search_space import Repair, SearchSpace
 
@@ -153,12 +153,7 @@ class DifferentialEvolution:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from a state of an equally built search, also in the middle of a generation."""
-        for setting, own in self._settings().items():
-            if (saved := state["settings"][setting]) != own:
-                raise ValueError(
-                    f"The state belongs to a search with {setting}={saved}, but this one has "
-                    f"{setting}={own}. Build the search as it was when the state was saved."
-                )
+        check_equal_settings(state["settings"], self._settings())
         arrays = {name: np.array(rows) for name, rows in state["population"].items()}
         self._rng.bit_generator.state = state["random_state"]
         self._last_generation = None
@@ -168,21 +163,7 @@ class DifferentialEvolution:
             self.tell(perf)
 
     def _first_population(self, initial: ArrayLike | None) -> Population:
-        low, high = self.space.coordinate_low, self.space.coordinate_high
-        vectors = equations.initial_population(low, high, self.population_size, self._rng)
-        if initial is not None:
-            given = np.array(initial, dtype=np.float64)
-            if given.ndim != 2 or given.shape[1] != len(low) or len(given) > len(vectors):
-                raise ValueError(
-                    f"initial must hold at most {len(vectors)} vectors of {len(low)} coordinates; "
-                    f"got the shape {given.shape}."
-                )
-            if not ((given >= low) & (given <= high)).all():
-                raise ValueError(
-                    f"initial must lie inside the bounds of the space; got {given.tolist()}. "
-                    f"Encode values with SearchSpace.encode, or widen the bounds."
-                )
-            vectors[: len(given)] = given
+        vectors = first_vectors(self.space, self.population_size, initial, self._rng)
         return Population(
             vectors=vectors,
             perf=np.full(self.population_size, -np.inf),
@@ -261,10 +242,7 @@ class DifferentialEvolution:
     def _settings(self) -> dict[str, Any]:
         """Everything that must be equal for a state to make sense here."""
         return {
-            "names": list(self.space.names),
-            "low": self.space.low.tolist(),
-            "high": self.space.high.tolist(),
-            "scale": list(self.space.scale),
+            **self.space.settings(),
             "population_size": self.population_size,
             "strategy": self.strategy,
             "local_search": self.local_search,
@@ -289,6 +267,20 @@ def check_settings(
     check_choice("strategy", strategy, ("current_to_rand", "mutant_then_trial"))
     check_choice("local_search", local_search, ("best", "all", None))
     check_choice("repair", repair, ("reflect", "clip"))
+
+
+def check_equal_settings(saved: Mapping[str, Any], own: Mapping[str, Any]) -> None:
+    """Refuse a state that was saved by a search built in another way.
+
+    Raises:
+        ValueError: Naming the first setting that differs, and both values.
+    """
+    for setting, value in own.items():
+        if saved.get(setting) != value:
+            raise ValueError(
+                f"The state belongs to a search with {setting}={saved.get(setting)}, but this one "
+                f"has {setting}={value}. Build the search as it was when the state was saved."
+            )
 
 
 def check_choice(argument: str, value: object, choices: tuple[object, ...]) -> None:

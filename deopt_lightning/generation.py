@@ -1,20 +1,19 @@
-"""One generation inside a Trainer: from a snapshot, score what the search asks for, put back."""
+"""What every kind of generation has in common: its surroundings and its outcome."""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any
 
 import lightning.pytorch as pl
 import numpy as np
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from numpy.typing import NDArray
 
 from deopt_lightning import trainer_seam
-from deopt_lightning.differential_evolution import DifferentialEvolution
-from deopt_lightning.evaluators.sequential import SequentialEvaluator, Winner
-from deopt_lightning.population import Generation
+from deopt_lightning.evaluators.probe import Metrics, Monitor, Probe
 from deopt_lightning.progress import generation_progress
 from deopt_lightning.snapshot import Snapshot
 
@@ -22,83 +21,34 @@ FloatArray = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
-class GenerationResult:
+class Outcome:
     """What a generation did and what it cost.
 
     Attributes:
-        generation: The search's own record.
-        winner: The best candidate with its trained weights, if they were to be kept.
+        values: (2N,) lr and weight decay that are to train the next epoch; None leaves them.
+        record: A row for `DEOptCallback.history`; None if members trained and were not compared.
+        logged: What to log of it, beside the values.
+        probe_steps: Number of optimizer steps that it took.
         evaluations: Number of validation passes.
-        probe_steps: Number of optimizer steps in probes.
-        seconds: Wall-clock time.
     """
 
-    generation: Generation
-    winner: Winner | None
-    evaluations: int
+    values: FloatArray | None
+    record: dict[str, Any] | None
+    logged: dict[str, float]
     probe_steps: int
-    seconds: float
+    evaluations: int
 
 
-def run_generation(
-    trainer: pl.Trainer,
-    search: DifferentialEvolution,
-    write: Callable[[FloatArray], None],
-    *,
-    probe_steps: int | float,
-    seed: int,
-    monitor: str,
-    mode: Literal["min", "max"],
-    keep_winner: bool,
-) -> GenerationResult:
-    """Lets the search ask until its generation is complete; leaves Trainer and model as they were.
-
-    After an error, Trainer, model and search are back at the start of the generation.
-
-    Args:
-        trainer: A Trainer in `on_train_epoch_end`.
-        search: The search, between two generations.
-        write: Puts (2N,) values into the optimizer.
-        probe_steps: Length of a probe: optimizer steps (int) or a fraction of an epoch (float).
-        seed: With the epoch, seeds the choice of the probes' batches.
-        monitor: Name of the validation metric.
-        mode: Whether smaller ("min") or larger ("max") is better.
-        keep_winner: Whether to keep the weights that the best candidate's probe reached.
-    """
-    started = time.perf_counter()
-    search_before = search.state_dict()
-    start = take_snapshot(trainer)
-    try:
-        with start.restored_on_exit():
-            batches = _probe_batches(trainer, probe_steps, seed)
-            with (
-                generation_progress(trainer, 2 * search.population_size) as advance,
-                trainer_seam.quiet_loops(trainer, batches) as probe,
-            ):
-                evaluate = SequentialEvaluator(
-                    probe=probe,
-                    start=start,
-                    write=lambda vector: write(search.space.decode(vector)),
-                    take_snapshot=lambda: take_snapshot(trainer),
-                    monitor=monitor,
-                    mode=mode,
-                    keep_winner=keep_winner,
-                    on_scored=advance,
-                )
-                while len(candidates := search.ask()):
-                    search.tell(evaluate(candidates))
-    except BaseException:
-        search.load_state_dict(search_before)
-        raise
-    assert search.last_generation is not None
-    steps = -(-len(batches) // trainer.accumulate_grad_batches)
-    return GenerationResult(
-        generation=search.last_generation,
-        winner=evaluate.winner,
-        evaluations=evaluate.validations,
-        probe_steps=steps * evaluate.probes,
-        seconds=time.perf_counter() - started,
-    )
+@contextmanager
+def probing(
+    trainer: pl.Trainer, monitor: Monitor, batches: list[object], expected: int
+) -> Iterator[tuple[Probe, Callable[[], None]]]:
+    """A probe on the batches, in quiet loops, and a function that moves the progress bar."""
+    with (
+        generation_progress(trainer, expected) as advance,
+        trainer_seam.quiet_loops(trainer, batches) as loops,
+    ):
+        yield Probe(loops, monitor), advance
 
 
 def take_snapshot(trainer: pl.Trainer) -> Snapshot:
@@ -111,7 +61,20 @@ def take_snapshot(trainer: pl.Trainer) -> Snapshot:
     )
 
 
-def _probe_batches(trainer: pl.Trainer, probe_steps: int | float, seed: int) -> list[object]:
-    count = trainer_seam.probe_batch_count(trainer, probe_steps)
-    sequence = np.random.SeedSequence([seed, trainer.current_epoch])
-    return trainer_seam.fetch_batches(trainer, count, int(sequence.generate_state(1)[0]))
+def adopt_weights(trainer: pl.Trainer, snapshot: Snapshot, metrics: Metrics) -> None:
+    """Lets training go on from other weights, and ModelCheckpoint rank them by their metrics."""
+    snapshot.restore_weights()
+    trainer.callback_metrics.update(metrics)
+
+
+def warn_all_diverged(trainer: pl.Trainer) -> None:
+    """Says that a generation has found nothing to adopt."""
+    rank_zero_warn(
+        f"DEOptCallback: every candidate diverged after epoch {trainer.current_epoch}; lr and "
+        "weight decay stay as they are. Lower the upper lr bound if this repeats."
+    )
+
+
+def optimizer_steps(trainer: pl.Trainer, batches: int) -> int:
+    """How many optimizer steps a pass over so many batches takes."""
+    return -(-batches // trainer.accumulate_grad_batches)

@@ -8,35 +8,29 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from deopt_lightning.generation import GenerationResult
+from deopt_lightning.population import Generation
 from deopt_lightning.search_space import SearchSpace
 
 
-def generation_record(epoch: int, space: SearchSpace, result: GenerationResult) -> dict[str, Any]:
-    """One row of `DEOptCallback.history`.
+def generation_record(space: SearchSpace, generation: Generation) -> dict[str, Any]:
+    """What `DEOptCallback.history` keeps of a generation of targets and trials.
 
     Args:
-        epoch: The epoch, from 0, at whose end the generation ran.
         space: Decodes the vectors into values: first N learning rates, then N weight decays.
-        result: What the generation did and what it cost.
+        generation: What the search did.
 
     Returns:
         Plain lists, numbers and strings. A perf that was not finite is None.
     """
-    generation = result.generation
     return {
-        "epoch": epoch,
         "names": list(space.names),
         "targets": space.decode(generation.targets).tolist(),
-        "target_perf": _finite(generation.target_perf),
+        "target_perf": finite(generation.target_perf),
         "trials": space.decode(generation.trials).tolist(),
-        "trial_perf": _finite(generation.trial_perf),
+        "trial_perf": finite(generation.trial_perf),
         "scale_factors": generation.scale_factors.tolist(),
         "omegas": generation.omegas.tolist(),
         "accepted": generation.accepted.tolist(),
-        "probe_steps": result.probe_steps,
-        "evaluations": result.evaluations,
-        "seconds": result.seconds,
     }
 
 
@@ -52,5 +46,6 @@ def spread(vectors: NDArray[np.float64], space: SearchSpace) -> float:
     return float((vectors[:, searched].std(axis=0) / width[searched]).mean())
 
 
-def _finite(perf: NDArray[np.float64]) -> list[float | None]:
+def finite(perf: NDArray[np.float64]) -> list[float | None]:
+    """Plain numbers, with None for what was not finite."""
     return [value if math.isfinite(value) else None for value in perf.tolist()]

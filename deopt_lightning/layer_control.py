@@ -14,8 +14,11 @@ from deopt_lightning.checkpoint_layout import checkpoint_to_split_layout, checkp
 from deopt_lightning.layers import LayerPatterns, group_layers
 from deopt_lightning.lr_schedule import apply_multipliers, regroup
 from deopt_lightning.param_groups import split_param_groups, write_hyperparameters
+from deopt_lightning.search_space import Bounds, SearchSpace
 
 FloatArray = NDArray[np.float64]
+
+DECAY_BOUNDS_FROM_ZERO = (1e-7, 1e-3)  # where the optimizer's own weight decay is 0
 
 
 class LayerControl:
@@ -49,6 +52,36 @@ class LayerControl:
         self._hooks = apply_multipliers(optimizer) if schedulers else []
         self.layer_names = self._split.layer_names
         self.own_values = np.concatenate([self._split.base_lr, self._split.base_weight_decay])
+
+    def search_space(
+        self,
+        lr_bounds: Bounds | None,
+        weight_decay_bounds: Bounds | None,
+    ) -> tuple[SearchSpace, FloatArray]:
+        """The space to search and the user's own vector in it.
+
+        Args:
+            lr_bounds: For every layer; None goes from a thousandth of each layer's own lr to ten
+                times it.
+            weight_decay_bounds: Likewise; None is `DECAY_BOUNDS_FROM_ZERO` where the own is 0.
+
+        Returns:
+            The space, and the own values inside its bounds as (2N,) coordinates.
+        """
+        own = self.own_values
+        lr, decay = np.split(own, 2)
+        space = SearchSpace.for_layers(
+            self.layer_names,
+            lr_bounds or [(value / 1000, value * 10) for value in lr],
+            weight_decay_bounds
+            or [
+                (value / 1000, value * 10) if value > 0 else DECAY_BOUNDS_FROM_ZERO
+                for value in decay
+            ],
+        )
+        zero = (own == 0) & (space.low < space.high)  # 0 lies below the bounds, but can be encoded
+        in_bounds = np.where(zero, 0.0, np.clip(own, space.low, space.high))
+        return space, space.encode(in_bounds)
 
     def write(self, values: FloatArray) -> None:
         """Eq. (1): puts (2N,) values into effect, first N learning rates, then N weight decays."""

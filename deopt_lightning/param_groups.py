@@ -132,11 +132,11 @@ def write_hyperparameters(
     for group, layer, user in rows:
         if layer < 0:
             continue
-        options = split.user_options[user]
+        options, own = split.user_options[user], float(split.base_lr[layer])
         if split.scheduled:
-            group["lr_multiplier"] = float(lr[layer]) / split.base_lr[layer]
+            group["lr_multiplier"] = float(lr[layer]) / own
         else:
-            ratio = base_lr(options) / split.base_lr[layer]
+            ratio = base_lr(options) / own
             set_option(group, "lr", float(lr[layer]) * ratio)
         exempt = some_decay and float(options["weight_decay"]) == 0
         set_option(group, "weight_decay", 0.0 if exempt else float(weight_decay[layer]))

@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
-from deopt_lightning.equations import FloatArray
+from deopt_lightning.equations import FloatArray, initial_population
+from deopt_lightning.search_space import SearchSpace
 
 
 @dataclass(frozen=True)
@@ -54,3 +55,39 @@ def draw_parents(population_size: int, rng: np.random.Generator) -> NDArray[np.i
     """Draw r1, r2, r3 for each target i, all four different; shape (population_size, 3)."""
     others = rng.random((population_size, population_size - 1)).argsort(axis=1)[:, :3]
     return others + (others >= np.arange(population_size)[:, None])
+
+
+def first_vectors(
+    space: SearchSpace,
+    population_size: int,
+    initial: ArrayLike | None,
+    rng: np.random.Generator,
+) -> FloatArray:
+    """The vectors of the first population: those given, and the others by Eq. 6.
+
+    Args:
+        space: Gives the bounds.
+        population_size: The number of rows.
+        initial: Up to population_size rows in coordinates, shape (count, dimensions), or None.
+        rng: The random generator; it is advanced by the same amount whatever is given.
+
+    Raises:
+        ValueError: The given rows do not fit, or lie outside the bounds.
+    """
+    low, high = space.coordinate_low, space.coordinate_high
+    vectors = initial_population(low, high, population_size, rng)
+    if initial is None:
+        return vectors
+    given = np.array(initial, dtype=np.float64)
+    if given.ndim != 2 or given.shape[1] != len(low) or len(given) > len(vectors):
+        raise ValueError(
+            f"initial must hold at most {len(vectors)} vectors of {len(low)} coordinates; "
+            f"got the shape {given.shape}."
+        )
+    if not ((given >= low) & (given <= high)).all():
+        raise ValueError(
+            f"initial must lie inside the bounds of the space; got {given.tolist()}. "
+            f"Encode values with SearchSpace.encode, or widen the bounds."
+        )
+    vectors[: len(given)] = given
+    return vectors

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal, cast, get_args
+from typing import Any, Literal, cast, get_args
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -133,6 +133,15 @@ class SearchSpace:
     def coordinate_high(self) -> FloatArray:
         """Largest coordinate of each dimension, shape (dimensions,)."""
         return self._to_coordinates(self.high)
+
+    def settings(self) -> dict[str, Any]:
+        """Names, bounds and scales in plain Python types."""
+        return {
+            "names": list(self.names),
+            "low": self.low.tolist(),
+            "high": self.high.tolist(),
+            "scale": list(self.scale),
+        }
 
     def encode(self, values: ArrayLike) -> FloatArray:
         """Turn values of shape (dimensions,) or (count, dimensions) into coordinates."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -10,12 +9,14 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol
 
-import numpy as np
 import torch
 from torch import nn
 from torch.optim import Optimizer
 
+from deopt_lightning.random_state import RandomState
+
 Restorer = Callable[[], Any]
+SCHEDULED_OPTIONS = ("lr", "momentum", "betas")  # group options that LR schedulers write
 
 
 class Stateful(Protocol):
@@ -39,13 +40,13 @@ class Snapshot:
     Take one with ``Snapshot.take``; ``restore`` writes it back in place, any number of times.
     """
 
+    module: nn.Module
     tensors: list[tuple[torch.Tensor, torch.Tensor]]
     buffers: list[tuple[nn.Module, str, torch.Tensor | None]]
     attributes: list[tuple[nn.Module, dict[str, Restorer]]]
     optimizers: list[tuple[Optimizer, dict[torch.Tensor, dict[str, Any]], list[dict[str, Any]]]]
     stateful: list[tuple[Stateful, dict[str, Any]]]
-    generators: list[tuple[torch.Generator, torch.Tensor]]
-    rng: dict[str, Any]
+    random: RandomState
 
     @classmethod
     def take(
@@ -66,6 +67,7 @@ class Snapshot:
         with torch.no_grad():
             kept = [*module.parameters(), *module.buffers()]
             return cls(
+                module=module,
                 tensors=[(tensor, tensor.detach().clone()) for tensor in kept],
                 buffers=[
                     (owner, name, buffer)
@@ -75,25 +77,26 @@ class Snapshot:
                 attributes=[(owner, _plain_attributes(owner)) for owner in module.modules()],
                 optimizers=[_take_optimizer(optimizer) for optimizer in optimizers],
                 stateful=[(part, _copy(part.state_dict())) for part in stateful],
-                generators=[(g, g.get_state()) for g in generators],
-                rng=rng_state(),
+                random=RandomState.take(generators),
             )
 
     def restore(self) -> None:
         """Writes everything back in place; gradients are dropped."""
-        self.restore_weights()
+        self._restore_learned(keep=())
         with torch.no_grad():
             for owner, attributes in self.attributes:
                 _restore_attributes(owner, attributes)
-        for generator, generator_state in self.generators:
-            generator.set_state(generator_state)
-        set_rng_state(self.rng)
+        self.random.restore()
 
     def restore_weights(self) -> None:
         """Writes back what training learns: parameters, buffers, optimizers, gradient scaler.
 
-        Metric states, counters and random generators stay as they are; gradients are dropped.
+        Metric states, counters, random generators, and the options that LR schedulers write stay
+        as they are; gradients are dropped.
         """
+        self._restore_learned(keep=SCHEDULED_OPTIONS)
+
+    def _restore_learned(self, keep: tuple[str, ...]) -> None:
         with torch.no_grad():
             for owner, name, buffer in self.buffers:
                 if getattr(owner, name) is not buffer:
@@ -102,7 +105,7 @@ class Snapshot:
                 tensor.copy_(saved)
                 tensor.grad = None
             for optimizer, state, groups in self.optimizers:
-                _restore_optimizer(optimizer, state, groups)
+                _restore_optimizer(optimizer, state, groups, keep)
         for part, part_state in self.stateful:
             part.load_state_dict(_copy(part_state))
 
@@ -113,32 +116,6 @@ class Snapshot:
             yield
         finally:
             self.restore()
-
-
-def rng_state() -> dict[str, Any]:
-    """States of the global generators of torch (every device), NumPy and Python.
-
-    Plain types and tensors only, so that it can be part of a checkpoint.
-    """
-    name, keys, *rest = np.random.get_state(legacy=True)
-    return {
-        "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
-        "numpy": [str(name), np.asarray(keys).tolist(), *(float(value) for value in rest)],
-        "python": random.getstate(),
-    }
-
-
-def set_rng_state(state: dict[str, Any]) -> None:
-    """Puts back what ``rng_state`` returned."""
-    torch.set_rng_state(state["torch"].cpu())
-    if state["cuda"]:
-        torch.cuda.set_rng_state_all([s.cpu() for s in state["cuda"]])
-    name, keys, position, has_gauss, cached = state["numpy"]
-    numpy_state = (name, np.array(keys, dtype=np.uint32), int(position), int(has_gauss), cached)
-    np.random.set_state(numpy_state)
-    version, internal, gauss = state["python"]
-    random.setstate((version, tuple(internal), gauss))
 
 
 # --- plain attributes of modules ---------------------------------------------------------------
@@ -242,13 +219,14 @@ def _restore_optimizer(
     optimizer: Optimizer,
     state: dict[torch.Tensor, dict[str, Any]],
     groups: Sequence[dict[str, Any]],
+    keep: tuple[str, ...],
 ) -> None:
     for parameter in [p for p in optimizer.state if p not in state]:
         del optimizer.state[parameter]
     for parameter, saved in state.items():
         _restore_entries(optimizer.state[parameter], saved)
     for group, saved in zip(optimizer.param_groups, groups, strict=True):
-        _restore_entries(group, saved, keep=("params", "param_names"))
+        _restore_entries(group, saved, keep=("params", "param_names", *keep))
 
 
 def _copy(value: Any) -> Any:
@@ -265,11 +243,13 @@ def _copy(value: Any) -> Any:
 def _restore_entries(
     entries: dict[str, Any], saved: dict[str, Any], keep: tuple[str, ...] = ()
 ) -> None:
-    """Restores a dict; tensors of the same shape and type keep their storage."""
+    """Restores a dict but for what to keep; tensors of equal shape and type keep their storage."""
     for key in [k for k in entries if k not in saved and k not in keep]:
         del entries[key]
     for key, value in saved.items():
         current = entries.get(key)
+        if key in keep:
+            continue
         if (
             isinstance(value, torch.Tensor)
             and isinstance(current, torch.Tensor)

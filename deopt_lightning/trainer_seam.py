@@ -26,28 +26,32 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 _METRICS = ("_progress_bar_metrics", "_logged_metrics", "_callback_metrics")
 _CONNECTOR_STATE = (*_METRICS, "_current_fx", "_first_loop_iter")
 _TRAINER_STATE = ("loggers", "profiler", "should_stop", "_last_val_time")
-_SAMPLER_EPOCH_OFFSET = 1_000_000  # probe batches never repeat the order of a real epoch
+UNUSED_EPOCHS = 1_000_000  # samplers' epochs from here on are no real ones
 
 
 class ProbeLoops:
     """Trains a few quiet steps and validates quietly, for a Trainer in `on_train_epoch_end`.
 
     Use it through `quiet_loops`, which puts the Trainer back.
+
+    Attributes:
+        trainer: The Trainer.
+        batches: What `train` trains on.
+        progress: Counts of optimizer steps that `train` starts from, see `step_counts`.
     """
 
     def __init__(self, trainer: pl.Trainer, batches: list[Any]) -> None:
         self.trainer = trainer
         self.batches = batches
+        self.progress = step_counts(trainer)
         self.main = trainer.fit_loop.epoch_loop
         self.epoch_loop = _probe_loop_class(type(self.main))(trainer)
         _share_validation_data(self.main.val_loop, self.epoch_loop.val_loop, trainer)
 
     def train(self) -> None:
-        """Trains on the probe's batches, from the Trainer's present step count."""
+        """Trains on the batches."""
         trainer, loop = self.trainer, self.epoch_loop
-        loop.automatic_optimization.optim_progress = deepcopy(
-            self.main.automatic_optimization.optim_progress
-        )
+        loop.automatic_optimization.optim_progress.load_state_dict(deepcopy(self.progress))
         fetcher = _PrefetchDataFetcher()
         fetcher.setup(CombinedLoader(_Replay(self.batches), "max_size_cycle"))
         iter(fetcher)
@@ -150,28 +154,41 @@ def probe_batch_count(trainer: pl.Trainer, probe_steps: int | float) -> int:
     return max(1, round(probe_steps * trainer.num_training_batches))
 
 
-def fetch_batches(trainer: pl.Trainer, count: int, seed: int) -> list[Any]:
-    """Draws a probe's batches from the training data: the same draw for the same seed.
+def step_counts(trainer: pl.Trainer) -> dict[str, Any]:
+    """The Trainer's counts of optimizer steps, from which `trainer.global_step` follows."""
+    return dict(trainer.fit_loop.epoch_loop.automatic_optimization.optim_progress.state_dict())
 
-    The caller restores the random state. Samplers with an epoch of their own are set to one that
-    no real epoch has, so that one and several processes behave alike; the fit loop sets it again.
+
+def batches_trained(trainer: pl.Trainer) -> int:
+    """How many batches the present epoch has trained on."""
+    return int(trainer.fit_loop.epoch_loop.batch_progress.current.ready)
+
+
+def seed_random(trainer: pl.Trainer, seed: int) -> None:
+    """Seeds torch's global generator and every loader's own."""
+    torch.manual_seed(seed)
+    for generator in loader_generators(trainer):
+        generator.manual_seed(seed)
+
+
+def fetch_batches(trainer: pl.Trainer, count: int, epoch: int) -> list[Any]:
+    """Draws batches from the training data as the present random state has it.
+
+    The caller restores the random state. Samplers with an epoch of their own get the given one,
+    so that one and several processes behave alike; the fit loop sets it again.
 
     Args:
         trainer: The Trainer, in its fit loop.
         count: Number of batches; more than an epoch has are drawn from further passes.
-        seed: Seeds torch's global generator and every loader's own.
+        epoch: The epoch that samplers are set to; the next ones for further passes.
     """
-    torch.manual_seed(seed)
-    for generator in loader_generators(trainer):
-        generator.manual_seed(seed)
     combined = trainer.fit_loop._combined_loader
     assert combined is not None
     limits = combined.limits
     batches: list[Any] = []
-    epoch = 0
     while len(batches) < count:
         for loader in combined.flattened:
-            _set_sampler_epoch(loader, _SAMPLER_EPOCH_OFFSET + seed % 1_000_000 + epoch)
+            _set_sampler_epoch(loader, epoch)
         loaders = CombinedLoader(combined.iterables, combined._mode)
         loaders.limits = limits
         drawn = 0

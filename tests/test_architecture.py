@@ -11,10 +11,19 @@ ROOT = Path(__file__).parents[1]
 
 # A module may import modules of a lower floor, and those that stand left of it on its own.
 FLOORS = [
-    ["equations", "population", "search_space", "scale_factor", "differential_evolution"],
+    [
+        "equations",
+        "search_space",
+        "population",
+        "scale_factor",
+        "differential_evolution",
+        "steady_state",
+    ],
     [
         "layers",
+        "random_state",
         "snapshot",
+        "member_state",
         "param_groups",
         "lr_schedule",
         "checkpoint_layout",
@@ -26,9 +35,12 @@ FLOORS = [
         "compatibility",
         "evaluators",
         "evaluators.base",
+        "evaluators.probe",
         "evaluators.sequential",
         "generation",
         "history",
+        "probing",
+        "members",
     ],
     ["callback"],
     [""],  # the package itself

@@ -22,6 +22,7 @@ callbacks = {
     "plain": [],
     "dry": [SilentDryRun()],
     "search": [DEOptCallback("val_loss", population_size=4, probe_steps=3)],
+    "population": [DEOptCallback("val_loss", population_size=4, carry="population")],
 }[kind]
 model, trainer = fit(
     folder / kind, callbacks, max_epochs=2, devices=2, strategy="ddp",
@@ -31,12 +32,14 @@ history = callbacks[0].history if callbacks else []
 torch.save(
     {
         "weights": model.state_dict(),
-        "perf": [r["target_perf"] + r["trial_perf"] for r in history],
+        "perf": [r.get("perf") or r["target_perf"] + r["trial_perf"] for r in history],
         "schedule": callbacks[0].schedule if callbacks else [],
     },
     folder / f"{kind}-{trainer.global_rank}.pt",
 )
 """
+
+KINDS = ("plain", "dry", "search", "population")
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +48,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict]:
     script = folder / "run.py"
     script.write_text(SCRIPT)
     root = Path(__file__).parents[2]
-    for kind in ("plain", "dry", "search"):
+    for kind in KINDS:
         done = subprocess.run(
             [sys.executable, str(script), kind, str(folder)],
             cwd=root,
@@ -58,7 +61,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict]:
         assert done.returncode == 0, done.stderr[-3000:]
     return {
         f"{kind}-{rank}": torch.load(folder / f"{kind}-{rank}.pt", weights_only=True)
-        for kind in ("plain", "dry", "search")
+        for kind in KINDS
         for rank in (0, 1)
     }
 
@@ -74,7 +77,7 @@ def _parameters(result: dict) -> list[torch.Tensor]:
     return [v for k, v in result["weights"].items() if k.endswith(("weight", "bias"))]
 
 
-@pytest.mark.parametrize("kind", ["dry", "search"])
+@pytest.mark.parametrize("kind", KINDS[1:])
 def test_processes_agree(results: dict[str, dict], kind: str) -> None:
     left, right = results[f"{kind}-0"], results[f"{kind}-1"]
     assert len(left["perf"]) == 2
@@ -89,6 +92,7 @@ def test_dry_run_leaves_no_trace(results: dict[str, dict]) -> None:
         assert all(torch.equal(plain[name], dry[name]) for name in plain)
 
 
-def test_search_changes_the_run(results: dict[str, dict]) -> None:
-    plain, search = _parameters(results["plain-0"]), _parameters(results["search-0"])
+@pytest.mark.parametrize("kind", KINDS[2:])
+def test_search_changes_the_run(kind: str, results: dict[str, dict]) -> None:
+    plain, search = _parameters(results["plain-0"]), _parameters(results[f"{kind}-0"])
     assert not all(map(torch.equal, plain, search))

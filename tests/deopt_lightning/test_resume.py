@@ -17,9 +17,8 @@ from tests.tiny import TinyModel, fit, same_state, val_loader
 
 
 def make_callback(**options: Any) -> DEOptCallback:
-    return DEOptCallback(
-        **{"monitor": "val_loss", "population_size": 4, "probe_steps": 2} | options
-    )
+    probes = {} if options.get("carry") == "population" else {"probe_steps": 2}
+    return DEOptCallback(**{"monitor": "val_loss", "population_size": 4} | probes | options)
 
 
 def scheduled(parameters: Any) -> Any:
@@ -47,7 +46,7 @@ class Interrupt(L.Callback):
 
 def comparable(callback: DEOptCallback) -> Any:
     state = callback.state_dict()
-    state["rng"] = str(state["rng"])
+    state["rng"], state["search"] = str(state["rng"]), str(state["search"])
     state["history"] = [{**record, "seconds": 0} for record in state["history"]]
     return state
 
@@ -64,6 +63,9 @@ EPOCHS, STEPS = {"max_epochs": 4}, {"max_epochs": -1, "max_steps": 48}
         ("hyperparameters", "schedule", EPOCHS),
         ("weights", "adam", STEPS),
         ("hyperparameters", "schedule", STEPS),
+        ("population", "adam", EPOCHS),
+        ("population", "schedule", EPOCHS),
+        ("population", "user groups", STEPS),
     ],
 )
 def test_resumed_run_equals_the_unbroken_one(
@@ -126,6 +128,7 @@ def test_resume_with_other_layers_or_bounds_is_refused(tmp_path: Path) -> None:
         ({"layers": ["*"]}, r"layers \['first', 'norm', 'last'\], this run has \['\*'\]"),
         ({"lr_bounds": (1e-4, 1.0)}, "search with low="),
         ({"population_size": 5}, "population_size=4, but this one has population_size=5"),
+        ({"carry": "population"}, "written with carry='weights', this run has carry='population'"),
     ):
         with pytest.raises(MisconfigurationException, match=message):
             fit(tmp_path, [make_callback(**options)], ckpt_path=path, max_epochs=2)

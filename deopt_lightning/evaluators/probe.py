@@ -1,0 +1,98 @@
+"""One probe: train on the batches at hand, validate, and read the monitor as a perf."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+
+from deopt_lightning.trainer_seam import ProbeLoops
+
+Metrics = dict[str, torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Monitor:
+    """The validation metric that decides, as a perf: higher is better.
+
+    Attributes:
+        name: Name of the metric as it is logged.
+        mode: Whether smaller ("min") or larger ("max") values are better.
+    """
+
+    name: str
+    mode: Literal["min", "max"]
+
+    def check(self, logged: Mapping[str, torch.Tensor]) -> None:
+        """Refuses a validation that does not log the metric.
+
+        Raises:
+            MisconfigurationException: Naming what is logged instead.
+        """
+        if self.name in logged:
+            return
+        names = ", ".join(sorted(logged)) or "nothing"
+        raise MisconfigurationException(
+            f"DEOptCallback(monitor={self.name!r}) needs a metric that validation logs; it logs: "
+            f"{names}. Choose one of these, or add self.log({self.name!r}, ...) to "
+            "validation_step."
+        )
+
+    def perf(self, metrics: Mapping[str, torch.Tensor], loops: ProbeLoops) -> float:
+        """The perf of what a validation logged, equal on all processes."""
+        self.check(metrics)
+        return self.signed(loops.mean_over_ranks(float(metrics[self.name])))
+
+    def signed(self, value: float) -> float:
+        """From a value of the metric to perf, and back."""
+        return -value if self.mode == "min" else value
+
+
+@dataclass
+class Probe:
+    """Trains and validates quietly, and counts how often.
+
+    Attributes:
+        loops: Quiet loops of the Trainer, loaded with the generation's batches.
+        monitor: What to read.
+        trainings: Number of probes trained so far.
+        validations: Number of validation passes so far; a diverged probe needs none.
+    """
+
+    loops: ProbeLoops
+    monitor: Monitor
+    trainings: int = 0
+    validations: int = 0
+
+    def score(self, validate: bool = True) -> tuple[float, Metrics]:
+        """Trains and, on request, validates from the present state.
+
+        Returns:
+            The perf and what validation logged; NaN and nothing if it diverged on any process or
+            was not validated.
+        """
+        self.trainings += 1
+        try:
+            self.loops.train()
+            finite = _all_finite(self.loops.trainer.lightning_module)
+        except FloatingPointError:
+            finite = False
+        if self.loops.all_ranks(finite) and validate:
+            return self.validate()
+        return float("nan"), {}
+
+    def validate(self) -> tuple[float, Metrics]:
+        """Validates the present weights; returns as `score`."""
+        self.validations += 1
+        try:
+            metrics = self.loops.validate()
+        except FloatingPointError:
+            return float("nan"), {}
+        return self.monitor.perf(metrics, self.loops), metrics
+
+
+def _all_finite(module: torch.nn.Module) -> bool:
+    return all(bool(torch.isfinite(p.detach()).all()) for p in module.parameters())

@@ -1,0 +1,74 @@
+"""A snapshot's weights in plain form, as a checkpoint stores them, and back."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from deopt_lightning.snapshot import Snapshot
+
+
+def to_plain(snapshot: Snapshot) -> dict[str, Any]:
+    """What Lightning's own checkpoints hold of a model, of a snapshot instead.
+
+    Returns:
+        Parameters, persistent buffers, optimizer and other states, in types that a safe
+        `torch.load` accepts. The tensors are the snapshot's own.
+    """
+    module = snapshot.module
+    saved = {id(tensor): copy for tensor, copy in snapshot.tensors}
+    live = module.state_dict(keep_vars=True)
+    names = {id(parameter): name for name, parameter in module.named_parameters()}
+    return {
+        "module": {name: saved[id(t)] for name, t in live.items() if id(t) in saved},
+        "optimizers": [
+            {names[id(parameter)]: entries for parameter, entries in state.items()}
+            for _, state, _ in snapshot.optimizers
+        ],
+        "stateful": [state for _, state in snapshot.stateful],
+    }
+
+
+def from_plain(plain: dict[str, Any], present: Snapshot) -> Snapshot:
+    """A snapshot with the plain form's states, and with the present ones of all else.
+
+    Args:
+        plain: What `to_plain` returned.
+        present: A snapshot of the module as it is.
+    """
+    module = present.module
+    live = module.state_dict(keep_vars=True)
+    parameters: dict[str, torch.Tensor] = dict(module.named_parameters())
+    copies = {id(live[name]): copy for name, copy in plain["module"].items()}
+    tensors = [
+        (tensor, _like(copies.get(id(tensor), copy), copy)) for tensor, copy in present.tensors
+    ]
+    optimizers = [
+        (
+            optimizer,
+            {parameters[name]: _on(entries, parameters[name]) for name, entries in state.items()},
+            groups,
+        )
+        for (optimizer, _, groups), state in zip(
+            present.optimizers, plain["optimizers"], strict=True
+        )
+    ]
+    parts = [part for part, _ in present.stateful]
+    stateful = list(zip(parts, plain["stateful"], strict=True))
+    return replace(present, tensors=tensors, optimizers=optimizers, stateful=stateful)
+
+
+def _like(value: torch.Tensor, present: torch.Tensor) -> torch.Tensor:
+    return value.to(present.device, present.dtype)
+
+
+def _on(entries: dict[str, Any], parameter: torch.Tensor) -> dict[str, Any]:
+    """Entries of an optimizer's state on the parameter's device, but for step counts."""
+    return {
+        key: value.to(parameter.device)
+        if isinstance(value, torch.Tensor) and value.shape == parameter.shape
+        else value
+        for key, value in entries.items()
+    }

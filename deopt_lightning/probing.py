@@ -1,0 +1,148 @@
+"""Generations of short probes: all candidates start from one state, the Trainer's own."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import lightning.pytorch as pl
+import numpy as np
+
+from deopt_lightning import trainer_seam
+from deopt_lightning.differential_evolution import DifferentialEvolution
+from deopt_lightning.evaluators.probe import Monitor
+from deopt_lightning.evaluators.sequential import SequentialEvaluator, Winner
+from deopt_lightning.generation import (
+    FloatArray,
+    Outcome,
+    adopt_weights,
+    optimizer_steps,
+    probing,
+    take_snapshot,
+    warn_all_diverged,
+)
+from deopt_lightning.history import generation_record, spread
+from deopt_lightning.layer_control import LayerControl
+from deopt_lightning.population import Generation
+
+
+class ProbeSearch:
+    """Scores targets and trials (Eq. 6 to 10) by probes from the weights of the epoch's end.
+
+    Args:
+        search: The search.
+        control: Writes values into the optimizer.
+        monitor: What decides.
+        probe_steps: Length of a probe: optimizer steps (int) or a fraction of an epoch (float).
+        seed: With the epoch, seeds the choice of the probes' batches.
+        carry_weights: Whether training goes on from the weights of the best candidate's probe.
+        adopt: Whether anything found is to be put into effect.
+    """
+
+    def __init__(
+        self,
+        search: DifferentialEvolution,
+        control: LayerControl,
+        monitor: Monitor,
+        *,
+        probe_steps: int | float,
+        seed: int,
+        carry_weights: bool,
+        adopt: bool,
+    ) -> None:
+        self.search = search
+        self._control = control
+        self._monitor = monitor
+        self._probe_steps = probe_steps
+        self._seed = seed
+        self._keep_winner = carry_weights and adopt
+        self._adopts = adopt
+
+    def epoch_starts(self, trainer: pl.Trainer, rng: dict[str, Any]) -> None:
+        """Nothing: a generation needs no more than the epoch's end."""
+
+    def train_start(self, trainer: pl.Trainer) -> None:
+        """Nothing: a search is all there is to resume."""
+
+    def epoch_ends(self, trainer: pl.Trainer, due: bool, validated: bool) -> Outcome | None:
+        """Lets the search ask until its generation is complete, if one is due.
+
+        After an error, Trainer, model and search are back at the start of the generation.
+        """
+        if not due:
+            return None
+        started = time.perf_counter()
+        search, before = self.search, self.search.state_dict()
+        start = take_snapshot(trainer)
+        try:
+            with start.restored_on_exit():
+                batches = self._batches(trainer)
+                expected = 2 * search.population_size
+                with probing(trainer, self._monitor, batches, expected) as (probe, advance):
+                    evaluate = SequentialEvaluator(
+                        probe=probe,
+                        start=start,
+                        write=lambda vector: self._control.write(search.space.decode(vector)),
+                        take_snapshot=lambda: take_snapshot(trainer),
+                        keep_winner=self._keep_winner,
+                        on_scored=advance,
+                    )
+                    while len(candidates := search.ask()):
+                        search.tell(evaluate(candidates))
+        except BaseException:
+            search.load_state_dict(before)
+            raise
+        assert search.last_generation is not None
+        steps = optimizer_steps(trainer, len(batches)) * probe.trainings
+        return Outcome(
+            values=self._adopt(trainer, evaluate.winner) if self._adopts else None,
+            record={
+                "epoch": trainer.current_epoch,
+                **generation_record(search.space, search.last_generation),
+                "probe_steps": steps,
+                "evaluations": probe.validations,
+                "seconds": time.perf_counter() - started,
+            },
+            logged=self._logged(search.last_generation),
+            probe_steps=steps,
+            evaluations=probe.validations,
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        """State of the search."""
+        return self.search.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Goes on from a state."""
+        self.search.load_state_dict(state)
+
+    def release(self) -> None:
+        """Nothing: no generation leaves anything in memory."""
+
+    def _batches(self, trainer: pl.Trainer) -> list[object]:
+        """Batches that no epoch draws, the same for the same seed and epoch."""
+        sequence = np.random.SeedSequence([self._seed, trainer.current_epoch])
+        seed = int(sequence.generate_state(1)[0])
+        trainer_seam.seed_random(trainer, seed)
+        count = trainer_seam.probe_batch_count(trainer, self._probe_steps)
+        epoch = trainer_seam.UNUSED_EPOCHS + seed % trainer_seam.UNUSED_EPOCHS
+        return trainer_seam.fetch_batches(trainer, count, epoch)
+
+    def _adopt(self, trainer: pl.Trainer, winner: Winner | None) -> FloatArray | None:
+        """The best vector's values; on request its weights are written, too."""
+        vector, perf = (winner.vector, winner.perf) if winner else self.search.best
+        if not np.isfinite(perf):
+            warn_all_diverged(trainer)
+            return None
+        if winner is not None:
+            adopt_weights(trainer, winner.snapshot, winner.metrics)
+        return self.search.space.decode(vector)
+
+    def _logged(self, generation: Generation) -> dict[str, float]:
+        search = self.search
+        best = self._monitor.signed(search.best[1])
+        return {
+            **({"best": best} if np.isfinite(best) else {}),
+            "accepted": float(generation.accepted.sum()),
+            "spread": spread(search.population.vectors, search.space),
+        }

@@ -1,0 +1,56 @@
+"""Random generators: their state taken aside and put back."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+
+@dataclass(frozen=True)
+class RandomState:
+    """States of the global random generators, and of further ones such as data loaders' own."""
+
+    generators: list[tuple[torch.Generator, torch.Tensor]]
+    rng: dict[str, Any]
+
+    @classmethod
+    def take(cls, generators: Iterable[torch.Generator] = ()) -> RandomState:
+        """Copies the present state."""
+        return cls([(g, g.get_state()) for g in generators], rng_state())
+
+    def restore(self) -> None:
+        """Writes the state back."""
+        for generator, state in self.generators:
+            generator.set_state(state)
+        set_rng_state(self.rng)
+
+
+def rng_state() -> dict[str, Any]:
+    """States of the global generators of torch (every device), NumPy and Python.
+
+    Plain types and tensors only, so that it can be part of a checkpoint.
+    """
+    name, keys, *rest = np.random.get_state(legacy=True)
+    return {
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        "numpy": [str(name), np.asarray(keys).tolist(), *(float(value) for value in rest)],
+        "python": random.getstate(),
+    }
+
+
+def set_rng_state(state: dict[str, Any]) -> None:
+    """Puts back what ``rng_state`` returned."""
+    torch.set_rng_state(state["torch"].cpu())
+    if state["cuda"]:
+        torch.cuda.set_rng_state_all([s.cpu() for s in state["cuda"]])
+    name, keys, position, has_gauss, cached = state["numpy"]
+    numpy_state = (name, np.array(keys, dtype=np.uint32), int(position), int(has_gauss), cached)
+    np.random.set_state(numpy_state)
+    version, internal, gauss = state["python"]
+    random.setstate((version, tuple(internal), gauss))

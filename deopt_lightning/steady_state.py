@@ -1,0 +1,142 @@
+"""Steady-state differential evolution: every member lives on, the worst makes room for a trial.
+
+    search = SteadyStateDE(space, seed=0)
+    for _ in range(generations):
+        perf = [go_on(state, vector) for state, vector in zip(states, space.decode(search.vectors))]
+        states = [states[parent] for parent in search.tell(perf)]
+
+Made for members that have a state of their own, here the weights that a vector has trained so
+far. What a vector is worth shows late then, and Eq. 10, which compares a trial with its target
+from one start, would favour what pays off at once. So a trial is not judged on its first day: it
+takes over the best member's state, and lives for as long as it is not the worst.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from deopt_lightning import equations
+from deopt_lightning.differential_evolution import (
+    Strategy,
+    check_equal_settings,
+    check_settings,
+)
+from deopt_lightning.equations import FloatArray
+from deopt_lightning.population import first_vectors
+from deopt_lightning.scale_factor import F_LOW, F_RANGE
+from deopt_lightning.search_space import Repair, SearchSpace
+
+
+class SteadyStateDE:
+    """Searches with members that keep what they have reached; higher perf is better.
+
+    In each generation the worst member, and every one without a finite perf, becomes a trial
+    around the best: Eq. 9, or Eq. 7 in 8, with the best member as its target, F and omega drawn
+    afresh.
+
+    Args:
+        space: The dimensions and their bounds.
+        population_size: The number of members, at least 4.
+        strategy: How trials are built, see ``DifferentialEvolution``.
+        repair: What happens to a trial outside the bounds, see ``SearchSpace.repair``.
+        initial: Up to population_size vectors, in coordinates, that open the first population,
+            shape (count, dimensions).
+        seed: Seed of the search's own random generator; None draws one from the system.
+
+    Attributes:
+        vectors: Coordinates of the members, shape (population_size, dimensions).
+        generation: The number of completed generations.
+    """
+
+    def __init__(
+        self,
+        space: SearchSpace,
+        population_size: int = 5,
+        *,
+        strategy: Strategy = "current_to_rand",
+        repair: Repair = "reflect",
+        initial: ArrayLike | None = None,
+        seed: int | None = None,
+    ) -> None:
+        check_settings(population_size, strategy, None, repair)
+        self.space = space
+        self.population_size = population_size
+        self.strategy = strategy
+        self.repair = repair
+        self._rng = np.random.Generator(np.random.PCG64(seed))
+        self.vectors = first_vectors(space, population_size, initial, self._rng)
+        self.generation = 0
+
+    def tell(self, perf: ArrayLike, keep: int | None = None) -> NDArray[np.intp]:
+        """Ends a generation: replaces the worst members.
+
+        Args:
+            perf: Of each member, shape (population_size,); NaN and infinite count as the worst.
+            keep: A member that is not to be replaced, beside the best.
+
+        Returns:
+            For each member the one whose state it goes on from, shape (population_size,): itself,
+            or the best where a trial took its place.
+        """
+        told = np.array(perf, dtype=np.float64)
+        if told.shape != (self.population_size,):
+            raise ValueError(
+                f"perf must hold one number for each of the {self.population_size} members; "
+                f"got the shape {told.shape}."
+            )
+        told[~np.isfinite(told)] = -np.inf
+        self.generation += 1
+        parents = np.arange(self.population_size)
+        best = int(np.argmax(told))
+        if told[best] == -np.inf:
+            return parents
+        replaced = told == -np.inf
+        replaced[np.argmin(told)] = True
+        replaced[[best] if keep is None else [best, keep]] = False
+        vectors = self.vectors.copy()
+        for member in np.flatnonzero(replaced):
+            vectors[member] = self._trial(best)
+            parents[member] = best
+        self.vectors = vectors
+        return parents
+
+    def _trial(self, best: int) -> FloatArray:
+        """A trial with the best member as its target, shape (dimensions,)."""
+        target = self.vectors[[best]]
+        others = np.delete(np.arange(self.population_size), best)
+        x_r1, x_r2, x_r3 = self.vectors[self._rng.permutation(others)[:3], None]
+        factor, omega = F_LOW + F_RANGE * self._rng.random(1), self._rng.random(1)
+        if self.strategy == "current_to_rand":
+            trial = equations.current_to_rand(target, x_r1, x_r2, x_r3, factor, omega)
+        else:
+            mutant = equations.mutant_vectors(x_r1, x_r2, x_r3, factor)
+            trial = equations.trial_vectors(target, mutant, omega)
+        repaired: FloatArray = self.space.repair(trial[0], self.repair)
+        return repaired
+
+    def state_dict(self) -> dict[str, Any]:
+        """The state in plain Python types."""
+        return {
+            "settings": self._settings(),
+            "generation": self.generation,
+            "vectors": self.vectors.tolist(),
+            "random_state": self._rng.bit_generator.state,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Goes on from a state of an equally built search."""
+        check_equal_settings(state["settings"], self._settings())
+        self.generation = state["generation"]
+        self.vectors = np.array(state["vectors"])
+        self._rng.bit_generator.state = state["random_state"]
+
+    def _settings(self) -> dict[str, Any]:
+        return {
+            **self.space.settings(),
+            "population_size": self.population_size,
+            "strategy": self.strategy,
+            "repair": self.repair,
+        }

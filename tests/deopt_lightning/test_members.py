@@ -1,0 +1,223 @@
+"""carry="population": members with weights of their own, one of whom is the Trainer's model."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
+from torch import nn
+from torch.utils.data import DataLoader, Sampler
+
+from deopt_lightning import DEOptCallback
+from tests.deopt_lightning.test_callback import Recorder
+from tests.tiny import SilentDryRun, TinyModel, fit, same_state, tiny_data, val_loader
+
+
+def make_callback(**options: Any) -> DEOptCallback:
+    defaults = {"monitor": "val_loss", "population_size": 4, "carry": "population"}
+    return DEOptCallback(**defaults | options)
+
+
+def pinned(**options: Any) -> DEOptCallback:
+    """All members have the user's own values, so only their weights could differ."""
+    return make_callback(lr_bounds=(0.01, 0.01), weight_decay_bounds=(0.0, 0.0), **options)
+
+
+class Plain(TinyModel):
+    """Draws nothing in its steps, so that every member can see the very same epoch."""
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self.dropout = nn.Dropout(0.0)
+
+
+def schedule_of(kind: str, parameters: Any) -> Any:
+    optimizer = torch.optim.Adam(parameters, lr=0.01)
+    schedulers = {
+        "plain": [],
+        "epoch": [torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.5)],
+    }
+    return [optimizer], schedulers[kind]
+
+
+@pytest.mark.parametrize("kind", ["plain", "epoch"])
+@pytest.mark.parametrize("accumulate", [1, 5])
+def test_members_with_equal_values_train_as_the_trainer_does(
+    kind: str, accumulate: int, tmp_path: Path
+) -> None:
+    """Their weights go through quiet loops, snapshots and schedules of their own, bit for bit."""
+    build = partial(Plain, partial(schedule_of, kind))
+    options = {"max_epochs": 3, "num_sanity_val_steps": 0, "accumulate_grad_batches": accumulate}
+    plain, _ = fit(tmp_path / "plain", model=build, **options)
+    callback = pinned()
+    model, trainer = fit(tmp_path / "search", [callback], model=build, **options)
+    assert same_state(plain.state_dict(), model.state_dict())
+    assert [len(set(record["perf"])) for record in callback.history] == [1, 1, 1]
+    steps = -(-12 // accumulate)
+    assert callback.probe_steps_taken == 3 * 3 * steps
+    assert callback.evaluations == 3 * 3
+    assert trainer.global_step == 3 * steps
+
+
+class ByEpoch(Sampler[int]):
+    """An order that depends on the epoch it is told, as that of a DistributedSampler."""
+
+    epoch = 0
+
+    def __len__(self) -> int:
+        return 96
+
+    def __iter__(self) -> Iterator[int]:
+        order = torch.Generator().manual_seed(self.epoch)
+        return iter(torch.randperm(96, generator=order).tolist())
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+
+@pytest.mark.parametrize("sampler", [None, ByEpoch()])
+def test_members_see_the_batches_that_the_leader_saw(
+    sampler: ByEpoch | None, tmp_path: Path
+) -> None:
+    train = DataLoader(tiny_data(), batch_size=8, sampler=sampler, shuffle=sampler is None)
+    options = {"max_epochs": 2, "num_sanity_val_steps": 0, "train": train}
+    model, _ = fit(tmp_path, [pinned()], model=Recorder, **options)
+    steps = model.seen.steps
+    assert len(steps) == 2 * 4 * 12
+    for epoch in (0, 48):
+        leader, *others = np.array_split(np.arange(epoch, epoch + 48), 4)
+        for other in others:
+            for mine, his in zip(leader, other, strict=True):
+                assert steps[mine][0] == steps[his][0]  # global step
+                assert torch.equal(steps[mine][1], steps[his][1])  # batch
+        for left, right in zip(others[0], others[1], strict=True):
+            assert torch.equal(steps[left][2], steps[right][2])  # random draw
+
+
+def test_members_keep_their_own_weights(tmp_path: Path) -> None:
+    callback = make_callback()
+    model, _ = fit(tmp_path, [callback], model=Recorder, max_epochs=3)
+    weights = [step[3] for step in model.seen.steps]
+    epochs = [weights[start : start + 48] for start in range(0, 144, 48)]
+    starts = [[epoch[member * 12] for member in range(4)] for epoch in epochs]
+    assert all(torch.equal(start, starts[0][0]) for start in starts[0])  # a common beginning
+    distinct = {str(start.tolist()) for start in starts[2]}
+    assert len(distinct) == 3  # one trial took over the best member's weights
+
+
+def test_the_best_member_leads_and_checkpoints_know_its_score(tmp_path: Path) -> None:
+    callback = make_callback()
+    checkpoint = ModelCheckpoint(tmp_path, monitor="val_loss", save_top_k=-1)
+    model, trainer = fit(tmp_path, [callback, checkpoint], max_epochs=3)
+    record = callback.history[-1]
+    assert record["perf"][record["leader"]] == max(record["perf"])
+    (validated,) = trainer.validate(model, val_loader(), verbose=False)
+    assert validated["val_loss"] == pytest.approx(-max(record["perf"]), rel=1e-6)
+    scores = sorted(float(score) for score in checkpoint.best_k_models.values())
+    best = max(perf for record in callback.history for perf in record["perf"])
+    assert scores[0] == pytest.approx(-best, rel=1e-6)
+
+
+def test_the_next_epoch_trains_with_the_leaders_values(tmp_path: Path) -> None:
+    callback = make_callback()
+    _, trainer = fit(tmp_path, [callback], max_epochs=4)
+    assert callback.history[0]["members"][0] == pytest.approx([0.01] * 3 + [0.0] * 3)
+    for record, row in zip(callback.history, callback.schedule[1:], strict=False):
+        expected = record["members"][record["leader"]]
+        assert [*row["lr"].values(), *row["weight_decay"].values()] == pytest.approx(expected)
+    groups = trainer.optimizers[0].param_groups
+    last = callback.history[-1]["members"][callback.history[-1]["leader"]]
+    assert [group["lr"] for group in groups] == pytest.approx(last[:3])
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"accumulate_grad_batches": 5},
+        {"gradient_clip_val": 0.1},
+        {"check_val_every_n_epoch": 2, "max_epochs": 4},
+        {"val_check_interval": 0.5},
+        {"limit_train_batches": 7},
+    ],
+)
+def test_a_dry_run_changes_nothing(options: dict[str, Any], tmp_path: Path) -> None:
+    dry = SilentDryRun(carry="population", probe_steps=None)
+    plain, left = fit(tmp_path / "plain", **options)
+    model, right = fit(tmp_path / "search", [dry], **options)
+    assert same_state(plain.state_dict(), model.state_dict())
+    assert left.global_step == right.global_step
+    metrics = [(tmp_path / run / "metrics.csv").read_text() for run in ("plain", "search")]
+    assert metrics[0] == metrics[1]
+    assert len(dry.history) == right.current_epoch
+    assert all(record["leader"] == 0 for record in dry.history)
+
+
+@pytest.mark.parametrize(
+    ("options", "epochs", "steps"),
+    [
+        ({"every_n_epochs": 2}, [1, 3], 3 * 12 * 5),
+        ({"warmup_epochs": 3}, [2, 3, 4], 3 * 12 * 3),
+        ({"max_generations": 2}, [0, 1], 3 * 12 * 2),
+    ],
+)
+def test_generations_run_when_they_are_due(
+    options: dict[str, Any], epochs: list[int], steps: int, tmp_path: Path
+) -> None:
+    callback = make_callback(**options)
+    fit(tmp_path, [callback], max_epochs=5)
+    assert [record["epoch"] for record in callback.history] == epochs
+    assert callback.probe_steps_taken == steps
+
+
+def test_diverging_members_are_replaced(tmp_path: Path) -> None:
+    callback = make_callback(lr_bounds=(1e-3, 1e30), population_size=6)
+    build = partial(TinyModel, lambda p: torch.optim.SGD(p, lr=0.01))
+    model, _ = fit(tmp_path, [callback], model=build, max_epochs=4)
+    first = callback.history[0]
+    assert None in first["perf"]
+    for perf, parent in zip(first["perf"], first["parents"], strict=True):
+        assert perf is not None or parent == first["leader"]
+    assert all(torch.isfinite(p).all() for p in model.parameters())
+
+
+def test_an_error_in_a_member_leaves_the_run_as_it_was(tmp_path: Path) -> None:
+    class Fails(TinyModel):
+        calls = 0
+
+        def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
+            Fails.calls += 1
+            if Fails.calls == 10:
+                raise RuntimeError("out of luck")
+            super().validation_step(batch, batch_idx)
+
+    built: list[TinyModel] = []
+
+    def build() -> TinyModel:
+        built.append(Fails())
+        return built[0]
+
+    callback = make_callback()
+    with pytest.raises(RuntimeError, match="out of luck"):
+        fit(tmp_path / "search", [callback], model=build)
+    plain, _ = fit(tmp_path / "plain", max_epochs=1)
+    assert same_state(plain.state_dict(), built[0].state_dict())
+    assert callback.history == []
+
+
+def test_history_is_plain_data(tmp_path: Path) -> None:
+    callback = make_callback()
+    fit(tmp_path, [callback])
+    assert json.loads(json.dumps(callback.history, allow_nan=False)) == callback.history
+
+
+def test_probe_steps_are_refused() -> None:
+    with pytest.raises(ValueError, match="members all train whole epochs; got 10"):
+        make_callback(probe_steps=10)

@@ -1,0 +1,121 @@
+"""Members that live on: who is replaced, by what, and from whose state it goes on."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import numpy as np
+import pytest
+
+from deopt_lightning.search_space import SearchSpace
+from deopt_lightning.steady_state import SteadyStateDE
+
+
+def build(seed: int = 0, low: float = 0.0, high: float = 1.0, **options: Any) -> SteadyStateDE:
+    dimensions = options.pop("dimensions", 4)
+    names = [f"x{i}" for i in range(dimensions)]
+    space = SearchSpace(names, [low] * dimensions, [high] * dimensions, "linear")
+    return SteadyStateDE(space, **{"population_size": 5, "seed": seed} | options)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_only_the_worst_is_replaced_and_goes_on_from_the_best(seed: int) -> None:
+    search = build(seed)
+    before = search.vectors.copy()
+    parents = search.tell([0.3, 0.9, 0.1, 0.5, 0.7])
+    assert parents.tolist() == [0, 1, 1, 3, 4]
+    changed = (search.vectors != before).any(axis=1)
+    assert changed.tolist() == [False, False, True, False, False]
+
+
+@pytest.mark.parametrize("strategy", ["current_to_rand", "mutant_then_trial"])
+def test_a_trial_is_made_around_the_best(strategy: str) -> None:
+    """One dimension, so that the trial can be solved for the drawn numbers."""
+    search = build(dimensions=1, low=-1e6, high=1e6, strategy=strategy)
+    search.vectors = np.array([[5.0], [5.0], [5.0], [5.0], [-3.0]])
+    search.tell([0.1, 0.2, 0.3, 0.4, 0.0])
+    assert search.vectors.tolist() == [[5.0], [5.0], [5.0], [5.0], search.vectors[4].tolist()]
+    drawn = np.abs(search.vectors[4] - 5.0)
+    assert drawn <= 8 * 2  # omega and F are at most 1, each times the one difference of 8
+
+
+def test_members_without_a_finite_perf_are_all_replaced() -> None:
+    search = build()
+    parents = search.tell([float("nan"), 0.2, float("inf"), 0.1, -float("inf")])
+    assert parents.tolist() == [1, 1, 1, 3, 1]
+
+
+def test_nothing_changes_when_all_diverge() -> None:
+    search = build()
+    before = search.vectors.copy()
+    assert search.tell([float("nan")] * 5).tolist() == [0, 1, 2, 3, 4]
+    assert np.array_equal(search.vectors, before)
+
+
+def test_a_kept_member_stays_although_it_is_the_worst() -> None:
+    search = build()
+    before = search.vectors.copy()
+    assert search.tell([0.0, 1.0, 2.0, 3.0, 4.0], keep=0).tolist() == [0, 1, 2, 3, 4]
+    assert np.array_equal(search.vectors, before)
+
+
+def test_equal_perf_replaces_one_that_is_not_the_best() -> None:
+    parents = build().tell([1.0] * 5)
+    assert sorted(parents.tolist()) == [0, 1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("repair", ["reflect", "clip"])
+def test_vectors_stay_inside_the_bounds(repair: str) -> None:
+    search = build(repair=repair)
+    rng = np.random.default_rng(1)
+    for _ in range(200):
+        search.tell(rng.random(5))
+    assert ((search.vectors >= 0) & (search.vectors <= 1)).all()
+
+
+def test_given_vectors_open_the_population() -> None:
+    search = build(initial=[[0.1, 0.2, 0.3, 0.4]])
+    assert search.vectors[0].tolist() == [0.1, 0.2, 0.3, 0.4]
+    assert np.array_equal(search.vectors[1:], build().vectors[1:])
+
+
+def test_the_population_gathers_at_the_optimum() -> None:
+    """States add up what a vector earns, as weights do: the sum decides, not the last step."""
+    nearer = []
+    for seed in range(8):
+        search = build(seed, population_size=8)
+        states, first = np.zeros(8), np.abs(search.vectors - 0.3).mean()
+        for _ in range(150):
+            states = states - np.square(search.vectors - 0.3).sum(axis=1)
+            states = states[search.tell(states)]
+        nearer.append(np.abs(search.vectors - 0.3).mean() / first)
+    assert np.median(nearer) < 0.5
+
+
+def test_a_resumed_search_goes_on_as_the_unbroken_one() -> None:
+    rng = np.random.default_rng(5)
+    perf = rng.random((10, 5))
+    unbroken, first = build(7), build(7)
+    for row in perf:
+        unbroken.tell(row)
+    for row in perf[:4]:
+        first.tell(row)
+    second = build(99)
+    second.load_state_dict(json.loads(json.dumps(first.state_dict())))
+    for row in perf[4:]:
+        second.tell(row)
+    assert second.state_dict() == unbroken.state_dict()
+    assert second.generation == 10
+
+
+def test_a_state_of_another_search_is_refused() -> None:
+    with pytest.raises(ValueError, match="population_size=6, but this one has population_size=5"):
+        build().load_state_dict(build(population_size=6).state_dict())
+
+
+def test_impossible_arguments_are_refused() -> None:
+    with pytest.raises(ValueError, match="at least 4"):
+        build(population_size=3)
+    with pytest.raises(ValueError, match=r"each of the 5 members; got the shape \(4,\)"):
+        build().tell([1.0] * 4)
