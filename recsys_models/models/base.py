@@ -27,7 +27,8 @@ class RecommenderModule(L.LightningModule):
         num_items: item ids are 0 to num_items - 1.
         optimizer: makes the optimizer from the parameters, for example
             ``functools.partial(torch.optim.SGD, lr=0.1)``; None is Adam with its own defaults.
-        top_k: the values of K of the logged metrics.
+        top_k: what is logged: for a number K, for example 10, NDCG, Recall and HR at K; for a name
+            such as "map@20" that metric. See ``RankingMetrics``.
     """
 
     def __init__(
@@ -35,7 +36,7 @@ class RecommenderModule(L.LightningModule):
         num_users: int,
         num_items: int,
         optimizer: OptimizerFactory | None = None,
-        top_k: Sequence[int] = (10,),
+        top_k: Sequence[int | str] = (10,),
     ) -> None:
         super().__init__()
         for name, size in (("num_users", num_users), ("num_items", num_items)):

@@ -31,7 +31,7 @@ class BPRMF(RecommenderModule):
         item_bias: bool = True,
         init_std: float = 0.01,
         optimizer: OptimizerFactory | None = None,
-        top_k: Sequence[int] = (10,),
+        top_k: Sequence[int | str] = (10,),
     ) -> None:
         super().__init__(num_users, num_items, optimizer, top_k)
         if dim < 1:

@@ -42,7 +42,7 @@ class GraphRecommender(RecommenderModule):
         dim: int,
         norm: Norm,
         optimizer: OptimizerFactory | None,
-        top_k: Sequence[int],
+        top_k: Sequence[int | str],
     ) -> None:
         super().__init__(num_users, num_items, optimizer, top_k)
         if dim < 1:

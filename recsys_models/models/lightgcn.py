@@ -34,7 +34,7 @@ class LightGCN(GraphRecommender):
         dim: int = 64,
         num_layers: int = 3,
         optimizer: OptimizerFactory | None = None,
-        top_k: Sequence[int] = (10,),
+        top_k: Sequence[int | str] = (10,),
     ) -> None:
         super().__init__(num_users, num_items, dim, "sym", optimizer, top_k)
         if num_layers < 1:

@@ -51,7 +51,7 @@ class NeuMF(RecommenderModule):
         mlp_dims: Sequence[int] = (64, 32, 16, 8),
         init_std: float = 0.01,
         optimizer: OptimizerFactory | None = None,
-        top_k: Sequence[int] = (10,),
+        top_k: Sequence[int | str] = (10,),
     ) -> None:
         super().__init__(num_users, num_items, optimizer, top_k)
         _check_widths(gmf_dim, mlp_dims)

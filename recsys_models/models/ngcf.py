@@ -56,7 +56,7 @@ class NGCF(GraphRecommender):
         concat_normalised: bool = False,
         propagate_normalised: bool = False,
         optimizer: OptimizerFactory | None = None,
-        top_k: Sequence[int] = (10,),
+        top_k: Sequence[int | str] = (10,),
     ) -> None:
         if norm not in ("sym", "rw_selfloop"):
             raise ValueError(f"norm must be 'sym' or 'rw_selfloop'; got {norm!r}.")
