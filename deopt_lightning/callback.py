@@ -277,7 +277,7 @@ class DEOptCallback(Callback):
 
     def _build_search(self) -> ProbeSearch | MemberSearch:
         """A search around the optimizer's own values, which open the first population."""
-        space, own = self._control.search_space(self.lr_bounds, self.weight_decay_bounds)
+        space, own, near = self._control.search_space(self.lr_bounds, self.weight_decay_bounds)
         monitor = Monitor(self.monitor, self.mode)
         if self.carry == "population":
             members = SteadyStateDE(
@@ -286,6 +286,7 @@ class DEOptCallback(Callback):
                 strategy=self.strategy,
                 repair=self.repair,
                 initial=[own],
+                near=near,
                 seed=self.seed,
             )
             return MemberSearch(members, self._control, monitor, adopt=self.adopt)

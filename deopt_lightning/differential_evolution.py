@@ -22,7 +22,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from deopt_lightning import equations, scale_factor
 from deopt_lightning.equations import FloatArray
-from deopt_lightning.population import Generation, Population, draw_parents, first_vectors
+from deopt_lightning.population import Generation, Population, draw_parents, with_first
 from deopt_lightning.scale_factor import LocalSearch
 from deopt_lightning.search_space import Repair, SearchSpace
 
@@ -163,7 +163,9 @@ class DifferentialEvolution:
             self.tell(perf)
 
     def _first_population(self, initial: ArrayLike | None) -> Population:
-        vectors = first_vectors(self.space, self.population_size, initial, self._rng)
+        low, high = self.space.coordinate_low, self.space.coordinate_high
+        drawn = equations.initial_population(low, high, self.population_size, self._rng)
+        vectors = with_first(self.space, drawn, initial)
         return Population(
             vectors=vectors,
             perf=np.full(self.population_size, -np.inf),

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from deopt_lightning.equations import FloatArray, initial_population
+from deopt_lightning.equations import FloatArray
 from deopt_lightning.search_space import SearchSpace
 
 
@@ -57,27 +57,36 @@ def draw_parents(population_size: int, rng: np.random.Generator) -> NDArray[np.i
     return others + (others >= np.arange(population_size)[:, None])
 
 
-def first_vectors(
-    space: SearchSpace,
-    population_size: int,
-    initial: ArrayLike | None,
-    rng: np.random.Generator,
+def latin_hypercube(
+    low: FloatArray, high: FloatArray, population_size: int, rng: np.random.Generator
 ) -> FloatArray:
-    """The vectors of the first population: those given, and the others by Eq. 6.
+    """Rows that spread over every dimension: one in each of population_size equal slices of it.
+
+    Args:
+        low: Lower bounds, shape (dimensions,).
+        high: Upper bounds, shape (dimensions,).
+        population_size: The number of rows to draw.
+        rng: The random generator; it is advanced.
+    """
+    shape = (population_size, len(low))
+    slices = rng.random(shape).argsort(axis=0)
+    return low + (slices + rng.random(shape)) / population_size * (high - low)
+
+
+def with_first(space: SearchSpace, vectors: FloatArray, initial: ArrayLike | None) -> FloatArray:
+    """A first population whose first vectors are the given ones.
 
     Args:
         space: Gives the bounds.
-        population_size: The number of rows.
+        vectors: The population, shape (population_size, dimensions); overwritten.
         initial: Up to population_size rows in coordinates, shape (count, dimensions), or None.
-        rng: The random generator; it is advanced by the same amount whatever is given.
 
     Raises:
         ValueError: The given rows do not fit, or lie outside the bounds.
     """
-    low, high = space.coordinate_low, space.coordinate_high
-    vectors = initial_population(low, high, population_size, rng)
     if initial is None:
         return vectors
+    low, high = space.coordinate_low, space.coordinate_high
     given = np.array(initial, dtype=np.float64)
     if given.ndim != 2 or given.shape[1] != len(low) or len(given) > len(vectors):
         raise ValueError(

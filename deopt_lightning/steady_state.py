@@ -25,17 +25,22 @@ from deopt_lightning.differential_evolution import (
     check_settings,
 )
 from deopt_lightning.equations import FloatArray
-from deopt_lightning.population import first_vectors
+from deopt_lightning.population import latin_hypercube, with_first
 from deopt_lightning.scale_factor import F_LOW, F_RANGE
 from deopt_lightning.search_space import Repair, SearchSpace
+
+REPLACED = 0.4  # of the members, in each generation
+ARCHIVE = 4  # vectors for each member
 
 
 class SteadyStateDE:
     """Searches with members that keep what they have reached; higher perf is better.
 
-    In each generation the worst member, and every one without a finite perf, becomes a trial
-    around the best: Eq. 9, or Eq. 7 in 8, with the best member as its target, F and omega drawn
-    afresh.
+    In each generation the worst members, and all without a finite perf, become trials around the
+    best: Eq. 9, or Eq. 7 in 8, with the best member as its target, F and omega drawn afresh. X_r3
+    is drawn from the members and an archive of replaced ones (Zhang and Sanderson, JADE, 2009),
+    which keeps the steps from shrinking with a population that has just gathered around one
+    member.
 
     Args:
         space: The dimensions and their bounds.
@@ -44,10 +49,13 @@ class SteadyStateDE:
         repair: What happens to a trial outside the bounds, see ``SearchSpace.repair``.
         initial: Up to population_size vectors, in coordinates, that open the first population,
             shape (count, dimensions).
+        near: Lower and upper coordinates of the box that the other first vectors are drawn from,
+            spread evenly over each dimension (a Latin hypercube); the whole space by default.
         seed: Seed of the search's own random generator; None draws one from the system.
 
     Attributes:
         vectors: Coordinates of the members, shape (population_size, dimensions).
+        archive: Replaced vectors, at most ``ARCHIVE`` times as many as members.
         generation: The number of completed generations.
     """
 
@@ -59,6 +67,7 @@ class SteadyStateDE:
         strategy: Strategy = "current_to_rand",
         repair: Repair = "reflect",
         initial: ArrayLike | None = None,
+        near: tuple[FloatArray, FloatArray] | None = None,
         seed: int | None = None,
     ) -> None:
         check_settings(population_size, strategy, None, repair)
@@ -67,7 +76,10 @@ class SteadyStateDE:
         self.strategy = strategy
         self.repair = repair
         self._rng = np.random.Generator(np.random.PCG64(seed))
-        self.vectors = first_vectors(space, population_size, initial, self._rng)
+        low, high = near or (space.coordinate_low, space.coordinate_high)
+        spread = latin_hypercube(low, high, population_size, self._rng)
+        self.vectors = with_first(space, spread, initial)
+        self.archive = np.empty((0, space.dimensions))
         self.generation = 0
 
     def tell(self, perf: ArrayLike, keep: int | None = None) -> NDArray[np.intp]:
@@ -94,20 +106,29 @@ class SteadyStateDE:
         if told[best] == -np.inf:
             return parents
         replaced = told == -np.inf
-        replaced[np.argmin(told)] = True
+        replaced[np.argsort(told, kind="stable")[: round(REPLACED * len(told))]] = True
         replaced[[best] if keep is None else [best, keep]] = False
-        vectors = self.vectors.copy()
-        for member in np.flatnonzero(replaced):
-            vectors[member] = self._trial(best)
-            parents[member] = best
-        self.vectors = vectors
+        self.archive = self._kept(np.concatenate([self.archive, self.vectors[replaced]]))
+        trials = [self._trial(best) for _ in range(int(replaced.sum()))]
+        self.vectors = self.vectors.copy()
+        self.vectors[replaced] = trials if trials else self.vectors[replaced]
+        parents[replaced] = best
         return parents
+
+    def _kept(self, archive: FloatArray) -> FloatArray:
+        """The archive without vectors beyond its size; which ones go is drawn."""
+        size = ARCHIVE * self.population_size
+        if len(archive) <= size:
+            return archive
+        return archive[self._rng.permutation(len(archive))[:size]]
 
     def _trial(self, best: int) -> FloatArray:
         """A trial with the best member as its target, shape (dimensions,)."""
         target = self.vectors[[best]]
-        others = np.delete(np.arange(self.population_size), best)
-        x_r1, x_r2, x_r3 = self.vectors[self._rng.permutation(others)[:3], None]
+        others = np.delete(self.vectors, best, axis=0)
+        x_r1, x_r2, *rest = self._rng.permutation(others)[:, None]
+        pool = np.concatenate([*rest, self.archive])
+        x_r3 = pool[[self._rng.integers(len(pool))]]
         factor, omega = F_LOW + F_RANGE * self._rng.random(1), self._rng.random(1)
         if self.strategy == "current_to_rand":
             trial = equations.current_to_rand(target, x_r1, x_r2, x_r3, factor, omega)
@@ -123,6 +144,7 @@ class SteadyStateDE:
             "settings": self._settings(),
             "generation": self.generation,
             "vectors": self.vectors.tolist(),
+            "archive": self.archive.tolist(),
             "random_state": self._rng.bit_generator.state,
         }
 
@@ -131,6 +153,7 @@ class SteadyStateDE:
         check_equal_settings(state["settings"], self._settings())
         self.generation = state["generation"]
         self.vectors = np.array(state["vectors"])
+        self.archive = np.array(state["archive"]).reshape(-1, self.space.dimensions)
         self._rng.bit_generator.state = state["random_state"]
 
     def _settings(self) -> dict[str, Any]:

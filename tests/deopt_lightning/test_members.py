@@ -109,7 +109,7 @@ def test_members_keep_their_own_weights(tmp_path: Path) -> None:
     starts = [[epoch[member * 12] for member in range(4)] for epoch in epochs]
     assert all(torch.equal(start, starts[0][0]) for start in starts[0])  # a common beginning
     distinct = {str(start.tolist()) for start in starts[2]}
-    assert len(distinct) == 3  # one trial took over the best member's weights
+    assert len(distinct) == 2  # two trials of four took over the best member's weights
 
 
 def test_the_best_member_leads_and_checkpoints_know_its_score(tmp_path: Path) -> None:
@@ -177,10 +177,18 @@ def test_generations_run_when_they_are_due(
     assert callback.probe_steps_taken == steps
 
 
+class NanAbove(TinyModel):
+    """Diverges where the last layer's lr is too high."""
+
+    def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
+        loss = super().training_step(batch, batch_idx)
+        lr = self.trainer.optimizers[0].param_groups[-1]["lr"]
+        return loss * float("nan") if lr > 0.012 else loss
+
+
 def test_diverging_members_are_replaced(tmp_path: Path) -> None:
-    callback = make_callback(lr_bounds=(1e-3, 1e30), population_size=6)
-    build = partial(TinyModel, lambda p: torch.optim.SGD(p, lr=0.01))
-    model, _ = fit(tmp_path, [callback], model=build, max_epochs=4)
+    callback = make_callback(population_size=6)
+    model, _ = fit(tmp_path, [callback], model=NanAbove, max_epochs=3)
     first = callback.history[0]
     assert None in first["perf"]
     for perf, parent in zip(first["perf"], first["parents"], strict=True):
