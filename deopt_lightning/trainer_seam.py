@@ -56,7 +56,7 @@ class ProbeLoops:
         fetcher.setup(CombinedLoader(_Replay(self.batches), "max_size_cycle"))
         iter(fetcher)
         trainer.training = True
-        with torch.enable_grad():
+        with torch.enable_grad(), _mute(trainer.lightning_module):
             loop.run(fetcher)
         trainer._logger_connector.epoch_end_reached()
         loop._results.reset()
@@ -133,8 +133,20 @@ def _deaf(callbacks: list[Any]) -> Iterator[None]:
             vars(callback).update(attributes)
 
 
+@contextmanager
+def _mute(module: pl.LightningModule) -> Iterator[None]:
+    """Lets `self.log` do nothing: nobody reads what a probe's steps log, and it takes time."""
+    own = {"log": vars(module)["log"]} if "log" in vars(module) else {}
+    vars(module)["log"] = _ignore
+    try:
+        yield
+    finally:
+        del vars(module)["log"]
+        vars(module).update(own)
+
+
 def _ignore(*args: Any, **kwargs: Any) -> None:
-    """A hook that does nothing."""
+    """Does nothing, in the place of a hook or of `self.log`."""
 
 
 def probe_batch_count(trainer: pl.Trainer, probe_steps: int | float) -> int:
@@ -250,7 +262,20 @@ class _Replay:
         return len(self.batches)
 
     def __iter__(self) -> Iterator[Any]:
-        return (deepcopy(batch) for batch in self.batches)
+        return (_copy_batch(batch) for batch in self.batches)
+
+
+def _copy_batch(batch: Any) -> Any:
+    """A deep copy, several times faster than `deepcopy` for tensors in built-in containers."""
+    if isinstance(batch, torch.Tensor):
+        return batch.clone()
+    if isinstance(batch, tuple) and hasattr(batch, "_fields"):
+        return type(batch)(*map(_copy_batch, batch))
+    if type(batch) in (tuple, list):
+        return type(batch)(map(_copy_batch, batch))
+    if type(batch) is dict:
+        return {key: _copy_batch(value) for key, value in batch.items()}
+    return deepcopy(batch)
 
 
 def _probe_loop_class(loop_class: type) -> type:

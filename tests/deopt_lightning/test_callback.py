@@ -133,6 +133,17 @@ def test_other_callbacks_hear_nothing_of_probes(tmp_path: Path) -> None:
     assert not set(vars(beside)) & set(dir(L.Callback)) - {"log", "log_dict"}
 
 
+def test_nothing_is_logged_in_probe_steps(tmp_path: Path) -> None:
+    class Logs(TinyModel):
+        def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
+            quiet = type(self.trainer.fit_loop.epoch_loop).__name__ == "ProbeEpochLoop"
+            assert (self.log.__name__ == "_ignore") == quiet
+            return super().training_step(batch, batch_idx)
+
+    model, _ = fit(tmp_path, [make_callback()], model=Logs, max_epochs=1)
+    assert "log" not in vars(model)
+
+
 def test_generations_draw_different_probe_batches(tmp_path: Path) -> None:
     callback = make_callback(local_search=None)
     model, _ = fit(tmp_path, [callback], model=Recorder, max_epochs=2)

@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -64,6 +64,29 @@ def test_members_with_equal_values_train_as_the_trainer_does(
     assert callback.probe_steps_taken == 3 * 3 * steps
     assert callback.evaluations == 3 * 3
     assert trainer.global_step == 3 * steps
+
+
+class Pair(NamedTuple):
+    x: torch.Tensor
+    y: torch.Tensor
+
+
+@pytest.mark.parametrize("form", [list, tuple, lambda pair: Pair(*pair), lambda p: {"main": p}])
+def test_a_step_that_overwrites_its_batch_harms_no_other_member(form: Any, tmp_path: Path) -> None:
+    class Scribbles(Plain):
+        def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+            for tensor in batch["main"] if isinstance(batch, dict) else batch:
+                tensor.zero_()
+
+    train = DataLoader(
+        tiny_data(),
+        batch_size=8,
+        shuffle=True,
+        collate_fn=lambda rows: form(torch.utils.data.default_collate(rows)),
+    )
+    callback = pinned()
+    fit(tmp_path, [callback], model=Scribbles, max_epochs=2, train=train)
+    assert [len(set(record["perf"])) for record in callback.history] == [1, 1]
 
 
 class ByEpoch(Sampler[int]):
