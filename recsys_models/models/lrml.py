@@ -54,7 +54,7 @@ class LRML(RecommenderModule):
         margin: float = 1.0,
         share_relation: bool = False,
         distance: Distance = "squared_l2",
-        init_std: float = 0.1,
+        init_std: float = 0.01,
         optimizer: OptimizerFactory | None = None,
         top_k: Sequence[int | str] = (10,),
     ) -> None:

@@ -14,7 +14,8 @@ DISTANCES = ["squared_l2", "l1"]
 
 def make_model(**options):
     torch.manual_seed(0)
-    model = LRML(num_users=6, num_items=9, dim=4, num_memories=3, **options)
+    sizes = {"num_users": 6, "num_items": 9, "dim": 4, "num_memories": 3}
+    model = LRML(**{"init_std": 0.1} | sizes | options)
     with torch.no_grad():  # far from even attention
         model.keys.normal_(std=4.0)
         model.memories.normal_(std=1.0)
