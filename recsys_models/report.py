@@ -12,10 +12,13 @@ from rich.console import Console
 from rich.table import Table
 from torch.optim import Optimizer
 
-from recsys_models.models import RecommenderModule
+from recsys_models.costs import Row
+from recsys_models.tuning import Outcome
 
 Metrics = dict[str, float]
 Schedule = list[dict[str, int | dict[str, float]]]
+
+MOST_POINTS = 30  # rows that the console shows of a sweep
 
 
 @dataclass(frozen=True)
@@ -27,18 +30,23 @@ class Result:
         data: name of the data set.
         tuner: name of the tuner in its configuration group, such as "none" or "deopt".
         seed: the run's seed.
-        epochs: epochs trained.
+        epochs: epochs of the training that the chosen weights are from.
         train_steps: optimizer steps of these epochs.
-        probe_steps: optimizer steps the tuner took beside them.
-        evaluations: validation passes during training, those of the tuner's probes included.
+        probe_steps: optimizer steps the tuner took beside them: in probes, or for other settings.
+        evaluations: validation passes during training, those of the tuner included.
         schedule: one ``{"epoch": 0, "lr": {layer: value}, "weight_decay": {layer: value}}`` per
             epoch.
         val: metrics on validation, at the chosen epoch.
         test: metrics on test, at the chosen epoch.
         reference_val: metrics of MostPop and EASE on validation.
         reference: metrics of MostPop and EASE on test.
-        train_seconds: wall-clock time of training alone, with its validation passes and probes.
+        train_seconds: wall-clock time of training alone, with its validation passes and probes,
+            summed over all settings of a sweep.
         seconds: wall-clock time of the whole run, data and references included.
+        points: of a sweep, what it trained: ``{"lr": ..., "weight_decay": ..., "val": best
+            monitored value or null, "steps": ..., "evaluations": ..., "seconds": ...}``.
+        curve: after every validation pass of training, what was spent and reached until then:
+            ``[optimizer steps, validation passes, seconds of training, best monitored value]``.
         versions: of the interpreter and the main libraries.
     """
 
@@ -57,26 +65,25 @@ class Result:
     reference: dict[str, Metrics] = field(default_factory=dict)
     train_seconds: float = 0.0
     seconds: float = 0.0
+    points: list[dict[str, float | None]] = field(default_factory=list)
+    curve: list[Row] = field(default_factory=list)
     versions: dict[str, str] = field(default_factory=lambda: _versions())
 
 
-class ValidationCounter(L.Callback):
-    """Counts the validation passes of training itself; a tuner counts those of its probes."""
-
-    def __init__(self) -> None:
-        self.passes = 0
-
-    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Count a pass, unless it is a sanity check or comes after training."""
-        self.passes += trainer.state.fn == "fit" and not trainer.sanity_checking
+def layers_of(model: L.LightningModule) -> dict[str, list[str]]:
+    """The model's layers with their parameters' names; one layer where it names none."""
+    groups = getattr(model, "layer_groups", None)
+    if groups is not None:
+        return dict(groups())
+    return {"all": [name for name, p in model.named_parameters() if p.requires_grad]}
 
 
-def constant_schedule(model: RecommenderModule, optimizer: Optimizer, epochs: int) -> Schedule:
+def constant_schedule(model: L.LightningModule, optimizer: Optimizer, epochs: int) -> Schedule:
     """The schedule of a run without a tuner: what the optimizer holds, in every epoch."""
     groups = {id(p): group for group in optimizer.param_groups for p in group["params"]}
     parameters = dict(model.named_parameters())
     of_layer = {
-        layer: groups[id(parameters[names[0]])] for layer, names in model.layer_groups().items()
+        layer: groups[id(parameters[names[0]])] for layer, names in layers_of(model).items()
     }
     values = {
         key: {layer: float(group.get(key, 0.0)) for layer, group in of_layer.items()}
@@ -91,21 +98,46 @@ def write_json(result: Result, path: Path) -> None:
     path.write_text(json.dumps(asdict(result), indent=2, allow_nan=False) + "\n")
 
 
+def read_json(path: Path) -> Result:
+    """Read what `write_json` has written."""
+    return Result(**json.loads(path.read_text()))
+
+
+def print_points(outcomes: list[Outcome], chosen: Outcome) -> None:
+    """Print what a sweep trained, in its order, and which setting was best on validation."""
+    table = Table(title=f"{len(outcomes)} trainings; best on validation: {_name(chosen)}")
+    for name in ("lr", "weight decay", "validation", "steps", "seconds"):
+        table.add_column(name, justify="right")
+    for point in outcomes[:MOST_POINTS]:
+        value = "diverged" if point.val is None else f"{point.val:.4f}"
+        cells = (f"{point.setting.lr:.3g}", f"{point.setting.weight_decay:.3g}", value)
+        table.add_row(*cells, str(point.steps), f"{point.seconds:.1f}")
+    if len(outcomes) > MOST_POINTS:
+        table.caption = f"and {len(outcomes) - MOST_POINTS} more in result.json"
+    Console().print(table)
+
+
 def print_table(result: Result) -> None:
     """Print validation and test metrics of the model and its references."""
     table = Table(title=f"{result.data}, seed {result.seed}, tuner {result.tuner}")
     table.add_column("")
+    rows = {result.model: (result.val, result.test)}
+    rows |= {
+        name: (result.reference_val[name], result.reference[name]) for name in result.reference
+    }
+    metrics = dict.fromkeys(metric for val, _ in rows.values() for metric in val)
     for stage in ("val", "test"):
-        for name in result.val:
-            table.add_column(f"{stage}\n{name}", justify="right")
-    table.add_row(result.model, *_cells(result.val, result.test))
-    for name in result.reference:
-        table.add_row(name, *_cells(result.reference_val[name], result.reference[name]))
+        for metric in metrics:
+            table.add_column(f"{stage}\n{metric}", justify="right")
+    for name, stages in rows.items():
+        # An own module may log other metrics than the references have.
+        cells = [f"{of[m]:.4f}" if m in of else "" for of in stages for m in metrics]
+        table.add_row(name, *cells)
     Console().print(table)
 
 
-def _cells(val: Metrics, test: Metrics) -> list[str]:
-    return [f"{metrics[name]:.4f}" for metrics in (val, test) for name in val]
+def _name(outcome: Outcome) -> str:
+    return f"lr {outcome.setting.lr:.3g}, weight decay {outcome.setting.weight_decay:.3g}"
 
 
 def _versions() -> dict[str, str]:

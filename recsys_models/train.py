@@ -4,39 +4,40 @@ Run ``recsys-train`` or ``python -m recsys_models.train``, with overrides such a
 ``data=filmtrust data.path=ratings.txt tuner=deopt``.
 """
 
-import logging
 import os
 import sys
 import time
-import warnings
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import cast
 
 import hydra
-import lightning as L
-import torch
+import numpy as np
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
-from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from numpy.typing import NDArray
 from omegaconf import DictConfig
 
 from recsys_models.baselines import EASE, MostPop
-from recsys_models.data.datamodule import RecsysDataModule
+from recsys_models.costs import best_so_far
+from recsys_models.experiment import Experiment, drop_losers
 from recsys_models.metrics import evaluate
+from recsys_models.metrics.per_user import per_user
 from recsys_models.models import RecommenderModule
 from recsys_models.report import (
     Metrics,
     Result,
     Schedule,
-    ValidationCounter,
     constant_schedule,
+    layers_of,
+    print_points,
     print_table,
     write_json,
 )
+from recsys_models.training import Training, load_weights, quieten
+from recsys_models.tuning import Outcome, Setting, Sweep, choose
 
 USER_ERRORS = (
     FloatingPointError,  # the model diverged
@@ -52,7 +53,10 @@ def main() -> None:
 
 
 def run(cfg: DictConfig) -> float:
-    """Run one experiment: train, choose the epoch on validation, then read the test set once.
+    """Run one experiment: train, choose on validation, then read the test set once.
+
+    A tuner that is a sweep trains several settings, of which the best on validation is chosen; any
+    other trains once. The chosen epoch is the best on validation.
 
     Args:
         cfg: the composed configuration.
@@ -61,22 +65,22 @@ def run(cfg: DictConfig) -> float:
         The monitored validation value of the chosen epoch, for a sweep to compare.
     """
     started = time.perf_counter()
-    L.seed_everything(cfg.seed, workers=True, verbose=False)
-    if cfg.threads is not None:
-        torch.set_num_threads(cfg.threads)
-    data, model = _data_and_model(cfg)
-    tuner: L.Callback | None = instantiate(cfg.tuner.callback)
-    counter = ValidationCounter()
-    trainer = _trainer(cfg, tuner, counter)
+    experiment = Experiment(cfg)
+    sweep: Sweep | None = instantiate(cfg.tuner.get("sweep"))
+    if sweep is None:
+        training = Training(cfg, experiment.data)
+        training.fit()
+        weights, trained = training.best_weights, _describe_one(training)
+    else:
+        outcomes = sweep.run(experiment)
+        chosen = choose(outcomes, cfg.mode)
+        training = Training(experiment.at(chosen.setting, experiment.folder), experiment.data)
+        weights, trained = chosen.weights, _describe_sweep(training, sweep, outcomes, chosen)
 
-    before_fit = time.perf_counter()
-    trainer.fit(model, datamodule=data)
-    train_seconds = time.perf_counter() - before_fit
-    trained = _describe(cfg, trainer, model, tuner, counter)
-
-    _load_best_weights(trainer, model)
-    val = trainer.validate(model, datamodule=data, verbose=False)[0]
-    test, references = _read_test_set(trainer, model, data)
+    load_weights(training.model, weights)
+    trainer, data = training.trainer, training.data
+    val = trainer.validate(training.model, datamodule=data, verbose=False)[0]
+    test, references, by_user = _read_test_set(training)
     if trainer.is_global_zero:
         result = replace(
             trained,
@@ -84,10 +88,14 @@ def run(cfg: DictConfig) -> float:
             test=test,
             reference_val=references["val"],
             reference=references["test"],
-            train_seconds=train_seconds,
             seconds=time.perf_counter() - started,
         )
-        write_json(result, Path(cfg.output_dir) / "result.json")
+        folder = experiment.folder
+        write_json(result, folder / "result.json")
+        np.savez_compressed(folder / "per_user.npz", **by_user)  # type: ignore[arg-type]
+        if sweep is not None:
+            print_points(outcomes, chosen)
+            drop_losers(outcomes, cfg.mode)
         print_table(result)
     return float(val[cfg.monitor])
 
@@ -112,7 +120,7 @@ def _choice(group: str, otherwise: str) -> str:
 
 
 def _task(cfg: DictConfig) -> float:
-    _quieten()
+    quieten()
     try:
         return run(cfg)
     except (*USER_ERRORS, InstantiationException) as error:
@@ -125,97 +133,88 @@ def _task(cfg: DictConfig) -> float:
         sys.exit(1)
 
 
-def _quieten() -> None:
-    """Leave out what repeats on every run and asks nothing of the reader."""
-    for name in ("lightning.pytorch", "lightning.fabric"):
-        logging.getLogger(name).setLevel(logging.WARNING)
-    for message in (
-        ".*does not have many workers.*",
-        ".*exists and is not empty.*",
-        ".*LeafSpec.*is deprecated.*",
-    ):
-        warnings.filterwarnings("ignore", message)
-
-
-def _data_and_model(cfg: DictConfig) -> tuple[RecsysDataModule, RecommenderModule]:
-    data: RecsysDataModule = instantiate(cfg.data)
-    data.prepare_data()
-    data.setup()
-    sizes = {"num_users": data.num_users, "num_items": data.num_items}
-    model: RecommenderModule = instantiate(cfg.model, **sizes)
-    names = [f"val/{name}" for name in model.val_metrics.names]
-    if cfg.monitor not in names:
-        raise ValueError(
-            f"monitor must be a metric that validation logs; got {cfg.monitor!r}. "
-            f"Choose one of {', '.join(names)}, or add its K with +model.top_k=[...]."
-        )
-    return data, model
-
-
-def _trainer(cfg: DictConfig, tuner: L.Callback | None, counter: L.Callback) -> L.Trainer:
-    callbacks = [instantiate(entry) for entry in cfg.callbacks.values()]
-    extra = {} if sys.stdout.isatty() else {"enable_progress_bar": False}
-    return cast(
-        L.Trainer,
-        instantiate(
-            cfg.trainer,
-            callbacks=[c for c in (tuner, counter, *callbacks) if c is not None],
-            logger=instantiate(cfg.logger) if cfg.get("logger") else False,
-            **extra,
-        ),
-    )
-
-
-def _load_best_weights(trainer: L.Trainer, model: RecommenderModule) -> None:
-    checkpoint = trainer.checkpoint_callback
-    # A fast_dev_run saves nothing: the last weights stand for the best.
-    if isinstance(checkpoint, ModelCheckpoint) and checkpoint.best_model_path:
-        saved = torch.load(checkpoint.best_model_path, map_location="cpu", weights_only=True)
-        model.load_state_dict(saved["state_dict"])
-
-
 def _describe(
-    cfg: DictConfig,
-    trainer: L.Trainer,
-    model: RecommenderModule,
-    tuner: L.Callback | None,
-    counter: ValidationCounter,
+    training: Training, kind: str, outcome: Outcome, points: list[Outcome], schedule: Schedule
 ) -> Result:
-    # Tuners are known by what they offer, not by class: this package imports none of them.
-    schedule: Schedule | None = getattr(tuner, "schedule", None)
-    if schedule is None:
-        schedule = constant_schedule(model, trainer.optimizers[0], trainer.current_epoch)
+    """What an outcome gave; the costs are those of all points."""
+    cfg = training.cfg
+    steps = sum(point.steps for point in points)
     return Result(
-        model=_choice("model", type(model).__name__),
-        data=cfg.data.dataset,
-        tuner=_choice("tuner", "none" if tuner is None else type(tuner).__name__),
+        model=_choice("model", type(training.model).__name__),
+        data=_choice("data", cfg.data.get("dataset", type(training.data).__name__)),
+        tuner=_choice("tuner", kind),
         seed=cfg.seed,
-        epochs=trainer.current_epoch,
-        train_steps=trainer.global_step,
-        probe_steps=getattr(tuner, "probe_steps_taken", 0),
-        evaluations=counter.passes + getattr(tuner, "evaluations", 0),
+        epochs=len(outcome.lineage),
+        train_steps=outcome.total_steps,
+        probe_steps=steps - outcome.total_steps,
+        evaluations=sum(point.evaluations for point in points),
         schedule=schedule,
+        train_seconds=sum(point.seconds for point in points),
+        curve=best_so_far([point.curve for point in points], cfg.mode),
     )
+
+
+def _describe_one(training: Training) -> Result:
+    outcome = training.outcome(Setting(0.0, 0.0), "")
+    # Tuners are known by what they offer, not by class: this package imports none of them.
+    schedule: Schedule | None = getattr(training.tuner, "schedule", None)
+    if schedule is None:
+        optimizer = training.trainer.optimizers[0]
+        schedule = constant_schedule(training.model, optimizer, training.trainer.current_epoch)
+    kind = "none" if training.tuner is None else type(training.tuner).__name__
+    return _describe(training, kind, outcome, [outcome], schedule)
+
+
+def _describe_sweep(
+    training: Training, sweep: Sweep, outcomes: list[Outcome], chosen: Outcome
+) -> Result:
+    layers = layers_of(training.model)
+    schedule: Schedule = [
+        {
+            "epoch": epoch,
+            "lr": dict.fromkeys(layers, setting.lr),
+            "weight_decay": dict.fromkeys(layers, setting.weight_decay),
+        }
+        for epoch, setting in enumerate(chosen.lineage)
+    ]
+    points = [
+        {
+            **point.setting.as_dict(),
+            "val": point.val,
+            "steps": point.steps,
+            "evaluations": point.evaluations,
+            "seconds": point.seconds,
+        }
+        for point in outcomes
+    ]
+    trained = _describe(training, type(sweep).__name__, chosen, outcomes, schedule)
+    return replace(trained, points=points)
 
 
 def _read_test_set(
-    trainer: L.Trainer, model: RecommenderModule, data: RecsysDataModule
-) -> tuple[Metrics, dict[str, dict[str, Metrics]]]:
-    """Test metrics of the model, and of the references per stage.
+    training: Training,
+) -> tuple[Metrics, dict[str, dict[str, Metrics]], dict[str, NDArray[np.float64]]]:
+    """Test metrics of the model, of the references per stage, and of the model per user.
 
     The only place that asks for the test set: once, after everything has been chosen.
     """
+    trainer, model, data = training.trainer, training.model, training.data
     validation = data.val_dataloader()
     device = trainer.strategy.root_device
     ease = EASE.select(data.train, validation, device=device)
     rows = {"MostPop": MostPop(data.train).score_users, "EASE": ease.score_users}
     test = data.test_dataloader()
     metrics = _without_stage(trainer.test(model, dataloaders=test, verbose=False)[0])
+    top_k = getattr(model, "top_k", (10,))
     references = {
-        stage: {name: evaluate(score, batches, model.top_k, device) for name, score in rows.items()}
+        stage: {name: evaluate(score, batches, top_k, device) for name, score in rows.items()}
         for stage, batches in (("val", validation), ("test", test))
     }
-    return metrics, references
+    by_user = {}
+    if isinstance(model, RecommenderModule) and trainer.world_size == 1:
+        model.eval()
+        by_user = per_user(model.score_users, test, top_k, model.device)
+    return metrics, references, by_user
 
 
 def _without_stage(metrics: Mapping[str, float]) -> Metrics:

@@ -286,6 +286,15 @@ def test_every_cell_is_a_command_line_that_composes(experiment, fast, tmp_path):
             instantiate(composed.tuner)
 
 
+def test_overrides_by_hand_come_last(tmp_path):
+    cfg = compose_compare("fast=true", 'extra=["trainer.max_epochs=1"]')
+    for cell in compare.cells_of(cfg, tmp_path):
+        lengths = [part for part in cell.overrides if part.startswith("trainer.max_epochs")]
+        assert lengths == ["trainer.max_epochs=4", "trainer.max_epochs=1"]
+        with initialize_config_dir(train.config_dir(), version_base="1.3"):
+            assert compose("train", list(cell.overrides)).trainer.max_epochs == 1
+
+
 def test_table_4_has_every_tuner_and_lambda_opt_with_four_optimizers():
     tuners = set(compose_compare("experiment=table4").tuners)
     assert {f"lambda_opt_{name}" for name in ("sgd", "adam", "amsgrad", "adamod")} <= tuners

@@ -1,0 +1,117 @@
+"""Hydra entry: runs the missing cells of a comparison, then writes its tables and its page.
+
+Run ``python -m recsys_models.compare experiment=table4 data=synthetic seeds=[0] fast=true``;
+``--cfg job`` shows what can be set.
+"""
+
+import sys
+from pathlib import Path
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig
+
+from recsys_models.comparison.cells import Cell, launcher, plan, run_missing
+from recsys_models.comparison.page import write_report
+from recsys_models.comparison.results import Results
+from recsys_models.train import config_dir
+
+
+def main() -> None:
+    """Console entry: compose the comparison from the command line and run it."""
+    path = str(Path(config_dir()) / "compare")
+    hydra.main(version_base="1.3", config_path=path, config_name="compare")(_task)()
+
+
+def run(cfg: DictConfig, own_configs: str | None = None) -> list[Cell]:
+    """Run what is missing and write the report.
+
+    Args:
+        cfg: the composed configuration.
+        own_configs: a folder of the user's own configurations.
+
+    Returns:
+        The cells that failed.
+    """
+    folder = output_folder(cfg)
+    cells = cells_of(cfg, folder)
+    failed = []
+    if not cfg.report_only:
+        failed = run_missing(cells, launcher(own_configs), cfg.n_jobs, _say)
+    results = Results(cells, list(cfg.metrics), cfg.baseline)
+    write_report(folder, cfg.title, results, _withdrawn(cfg), failed)
+    _say(f"report: {folder / 'report.html'}")
+    for cell in failed:
+        print(f"failed: {cell.name} (see {cell.folder / 'log.txt'})", file=sys.stderr)
+    return failed
+
+
+def output_folder(cfg: DictConfig) -> Path:
+    """Where the comparison keeps its cells and its report."""
+    if cfg.output_dir is not None:
+        return Path(str(cfg.output_dir))
+    return Path("comparisons", cfg.name + ("_fast" if cfg.fast else ""))
+
+
+def cells_of(cfg: DictConfig, folder: Path) -> list[Cell]:
+    """All cells of a comparison but those of withdrawn data sets."""
+    if cfg.n_jobs < 1:
+        raise ValueError(f"n_jobs must be at least 1; got {cfg.n_jobs}. One per core is usual.")
+    gone = _withdrawn(cfg)
+    shared = [*cfg.overrides, *(cfg.fast_overrides if cfg.fast else []), *cfg.extra]
+    overrides = {
+        name: [
+            *shared,
+            *cfg.data_overrides.get(name, []),
+            *(cfg.fast_data_overrides.get(name, []) if cfg.fast else []),
+        ]
+        for name in _datasets(cfg)
+    }
+    rows = {str(name): list(parts) for name, parts in cfg.rows.items()}
+    cells = plan(
+        folder,
+        [name for name in _datasets(cfg) if name not in gone],
+        list(cfg.models),
+        list(cfg.tuners),
+        list(cfg.seeds),
+        rows,
+        overrides,
+    )
+    if not cells:
+        raise ValueError(
+            "a comparison needs data sets, models, tuners and seeds; got "
+            f"datasets={_datasets(cfg)}, models={list(cfg.models)}, tuners={list(cfg.tuners)}, "
+            f"seeds={list(cfg.seeds)}, of which {gone} cannot be had. Name at least one of each."
+        )
+    return cells
+
+
+def _datasets(cfg: DictConfig) -> list[str]:
+    return list(cfg.datasets) if cfg.data is None else [cfg.data]
+
+
+def _withdrawn(cfg: DictConfig) -> list[str]:
+    return [name for name in _datasets(cfg) if name in cfg.withdrawn]
+
+
+def _task(cfg: DictConfig) -> None:
+    own = [
+        source.path
+        for source in HydraConfig.get().runtime.config_sources
+        if source.provider == "command-line"
+    ]
+    try:
+        failed = run(cfg, own[0] if own else None)
+    except (OSError, ValueError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(1)
+    if failed:
+        sys.exit(1)
+
+
+def _say(text: str) -> None:
+    print(text, flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""A comparison: cells that are run, tables and pictures that are made of them."""

@@ -1,0 +1,154 @@
+"""The cells of a comparison, each one run of ``recsys-train`` in a process and a folder."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+from recsys_models.report import Result, read_json
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run of a comparison.
+
+    Attributes:
+        data: name of the data set in its configuration group.
+        model: likewise.
+        tuner: the row of the table.
+        seed: the run's seed.
+        overrides: the whole command line of ``recsys-train`` but for the output folder.
+        folder: where it writes result.json, per_user.npz and log.txt.
+    """
+
+    data: str
+    model: str
+    tuner: str
+    seed: int
+    overrides: tuple[str, ...]
+    folder: Path
+
+    @property
+    def name(self) -> str:
+        """The cell in words."""
+        return f"{self.data} {self.model} {self.tuner} seed {self.seed}"
+
+    def result(self) -> Result | None:
+        """What the run has left, if it is finished.
+
+        Raises:
+            ValueError: the folder holds a run with another command line.
+        """
+        path = self.folder / "result.json"
+        if not path.is_file():
+            return None
+        kept = json.loads((self.folder / "cell.json").read_text())
+        if kept != list(self.overrides):
+            raise ValueError(
+                f"{self.folder} holds a run of {' '.join(kept)}; this comparison asks for "
+                f"{' '.join(self.overrides)}. Choose another output_dir, or remove that folder."
+            )
+        return read_json(path)
+
+    def last_words(self) -> str:
+        """The last line that a run printed, the reason where it failed."""
+        log = self.folder / "log.txt"
+        lines = log.read_text(errors="replace").splitlines() if log.is_file() else []
+        said = [line for line in lines if line.strip() and "HYDRA_FULL_ERROR" not in line]
+        return said[-1].strip() if said else "it said nothing"
+
+
+Launch = Callable[[Cell], int]  # runs a cell and returns its exit status
+
+
+def plan(
+    folder: Path,
+    datasets: Iterable[str],
+    models: Sequence[str],
+    tuners: Sequence[str],
+    seeds: Sequence[int],
+    rows: Mapping[str, Sequence[str]],
+    overrides: Mapping[str, Sequence[str]],
+) -> list[Cell]:
+    """All cells, seed by seed, so that a comparison that is stopped early has whole tables.
+
+    Args:
+        folder: of the comparison.
+        datasets: names in their configuration group.
+        models: likewise.
+        tuners: rows of the table.
+        seeds: of the runs.
+        rows: the overrides that a row stands for, where that is not tuner=ROW.
+        overrides: further ones for each data set.
+    """
+    return [
+        Cell(
+            data,
+            model,
+            tuner,
+            seed,
+            (
+                f"data={data}",
+                f"model={model}",
+                *rows.get(tuner, [f"tuner={tuner}"]),
+                *overrides[data],
+                f"seed={seed}",
+            ),
+            folder / "cells" / data / model / tuner / f"seed{seed}",
+        )
+        for seed in seeds
+        for data in datasets
+        for model in models
+        for tuner in tuners
+    ]
+
+
+def run_missing(
+    cells: Sequence[Cell], launch: Launch, n_jobs: int, say: Callable[[str], None] = print
+) -> list[Cell]:
+    """Run the cells that have no result yet; returns those that failed.
+
+    Every cell is a process of its own rather than a worker of a pool: whatever ends one, be it
+    memory or a signal, leaves the others, and each can be repeated by the command in its folder.
+    """
+    missing = [cell for cell in cells if cell.result() is None]
+    say(f"{len(cells)} cells, {len(cells) - len(missing)} finished before, {len(missing)} to run")
+
+    def run(numbered: tuple[int, Cell]) -> Cell | None:
+        number, cell = numbered
+        cell.folder.mkdir(parents=True, exist_ok=True)
+        (cell.folder / "cell.json").write_text(json.dumps(list(cell.overrides)) + "\n")
+        status = launch(cell)
+        result = cell.result() if status == 0 else None
+        done = f"failed: {cell.last_words()}" if result is None else f"{result.seconds:.0f} s"
+        say(f"[{number}/{len(missing)}] {cell.name}: {done}")
+        return cell if result is None else None
+
+    with ThreadPoolExecutor(n_jobs) as pool:
+        failed = list(pool.map(run, enumerate(missing, start=1)))
+    return [cell for cell in failed if cell is not None]
+
+
+def launcher(config_dir: str | None) -> Launch:
+    """Runs cells by ``python -m recsys_models.train`` and keeps what they print in log.txt.
+
+    Args:
+        config_dir: a folder of the user's own configurations, which joins in.
+    """
+    own = [] if config_dir is None else ["--config-dir", config_dir]
+
+    def launch(cell: Cell) -> int:
+        quoted = str(cell.folder.resolve()).replace("'", "\\'")
+        command = [sys.executable, "-m", "recsys_models.train", *own, *cell.overrides]
+        with (cell.folder / "log.txt").open("w") as log:
+            return _call([*command, f"hydra.run.dir='{quoted}'"], log)
+
+    return launch
+
+
+def _call(command: list[str], log: IO[str]) -> int:
+    return subprocess.run(command, stdout=log, stderr=subprocess.STDOUT, check=False).returncode

@@ -1,0 +1,129 @@
+"""The finished cells of a comparison, and the tests between them."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+
+from recsys_models.comparison.cells import Cell
+from recsys_models.comparison.statistics import (
+    holm,
+    mean_and_sd,
+    one_sided_signed_rank,
+    two_sided_signed_rank,
+)
+from recsys_models.report import Result
+
+
+@dataclass(frozen=True)
+class PerUser:
+    """One tuner against the baseline on one data set with one model, users paired.
+
+    Attributes:
+        difference: mean over users of the difference, each user's a mean over seeds.
+        users: how many differ at all.
+        p_value: two-sided.
+        corrected: for all tests of the comparison, by Holm.
+    """
+
+    data: str
+    model: str
+    tuner: str
+    difference: float
+    users: int
+    p_value: float
+    corrected: float
+
+
+class Results:
+    """What the cells of a comparison have left so far.
+
+    Args:
+        cells: all planned cells, also those without a result.
+        metrics: the metrics of the table.
+        baseline: the tuner that others are compared with.
+    """
+
+    def __init__(self, cells: Sequence[Cell], metrics: Sequence[str], baseline: str) -> None:
+        self.metrics = list(metrics)
+        self.baseline = baseline
+        self.cells = list(cells)
+        self.datasets, self.models, self.tuners = (
+            list(dict.fromkeys(getattr(cell, name) for cell in cells))
+            for name in ("data", "model", "tuner")
+        )
+        found = {cell: cell.result() for cell in cells}
+        self.of: dict[Cell, Result] = {c: r for c, r in found.items() if r is not None}
+        self.missing = [cell for cell, result in found.items() if result is None]
+
+    def runs(self, data: str, model: str, tuner: str) -> list[Result]:
+        """The finished runs of all seeds."""
+        wanted = (data, model, tuner)
+        return [r for c, r in self.of.items() if (c.data, c.model, c.tuner) == wanted]
+
+    def test(
+        self, data: str, model: str, tuner: str, metric: str
+    ) -> tuple[float, float | None] | None:
+        """Mean and standard deviation of a test metric over seeds."""
+        values = [r.test[metric] for r in self.runs(data, model, tuner) if metric in r.test]
+        return mean_and_sd(values) if values else None
+
+    def reference(self, data: str, name: str, metric: str) -> float | None:
+        """A test metric of MostPop or EASE, which know no seed."""
+        for cell, result in self.of.items():
+            if cell.data == data and metric in result.reference.get(name, {}):
+                return result.reference[name][metric]
+        return None
+
+    def signed_rank(self, tuner: str, models: Sequence[str]) -> tuple[float | None, int]:
+        """One-sided p-value over all (data, model, metric) pairs, and their number."""
+        differences = []
+        for data in self.datasets:
+            for model in models:
+                for metric in self.metrics:
+                    mine = self.test(data, model, tuner, metric)
+                    other = self.test(data, model, self.baseline, metric)
+                    if mine is not None and other is not None:
+                        differences.append(mine[0] - other[0])
+        return one_sided_signed_rank(differences), len(differences)
+
+    @property
+    def user_metric(self) -> str:
+        """What the test per user compares: NDCG where the table has it, else its first metric."""
+        return next((m for m in self.metrics if m.startswith("ndcg")), self.metrics[0])
+
+    @cached_property
+    def per_user(self) -> list[PerUser]:
+        """The paired tests over users, as far as both sides have the same seeds."""
+        rows = []
+        for data in self.datasets:
+            for model in self.models:
+                for tuner in self.tuners:
+                    pairs = self._paired_users(data, model, tuner)
+                    p_value = None if pairs is None else two_sided_signed_rank(pairs)
+                    if pairs is not None and p_value is not None:
+                        moved = int((pairs != 0).sum())
+                        rows.append((data, model, tuner, float(pairs.mean()), moved, p_value))
+        corrected = holm([row[-1] for row in rows])
+        return [PerUser(*row, value) for row, value in zip(rows, corrected, strict=True)]
+
+    def _paired_users(self, data: str, model: str, tuner: str) -> NDArray[np.float64] | None:
+        """Differences to the baseline per user, means over the seeds that both have."""
+        if tuner == self.baseline:
+            return None
+        mine, other = (self._by_seed(data, model, name) for name in (tuner, self.baseline))
+        differences = [mine[seed] - other[seed] for seed in mine if seed in other]
+        mean: NDArray[np.float64] | None = np.mean(differences, axis=0) if differences else None
+        return mean
+
+    def _by_seed(self, data: str, model: str, tuner: str) -> dict[int, NDArray[np.float64]]:
+        values = {}
+        for cell in self.of:
+            path = cell.folder / "per_user.npz"
+            if (cell.data, cell.model, cell.tuner) == (data, model, tuner) and path.is_file():
+                with np.load(path) as arrays:
+                    if self.user_metric in arrays:
+                        values[cell.seed] = arrays[self.user_metric]
+        return values

@@ -1,0 +1,174 @@
+"""The tables of a comparison as plain cells of text, and their Markdown and CSV."""
+
+import csv
+import io
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from recsys_models.comparison.results import Results
+from recsys_models.comparison.statistics import mean_and_sd
+
+NOTHING = "–"
+WITHDRAWN = "data set withdrawn"
+REFERENCES = ("MostPop", "EASE")
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table of text; the first `labels` columns name its rows.
+
+    Attributes:
+        best: positions (row, column) of the best value of a column within a model.
+    """
+
+    title: str
+    note: str
+    header: list[str]
+    rows: list[list[str]]
+    labels: int
+    best: frozenset[tuple[int, int]] = frozenset()
+
+    def markdown(self) -> str:
+        """The table in Markdown, best values bold."""
+        lines = [self.header, ["---"] * self.labels + ["---:"] * (len(self.header) - self.labels)]
+        for r, row in enumerate(self.rows):
+            lines.append([f"**{c}**" if (r, k) in self.best else c for k, c in enumerate(row)])
+        body = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+        return f"## {self.title}\n\n{self.note}\n\n{body}\n"
+
+
+def all_tables(results: Results, withdrawn: Iterable[str]) -> list[Table]:
+    """Quality, tests and costs."""
+    gone = list(withdrawn)
+    tables = [quality(results, gone), signed_ranks(results), per_user(results), costs(results)]
+    return [table for table in tables if table.rows]
+
+
+def quality(results: Results, withdrawn: list[str]) -> Table:
+    """The paper's layout: a row per tuner, a column per data set and metric."""
+    columns = [(data, metric) for data in results.datasets for metric in results.metrics]
+    blank = [WITHDRAWN] * len(withdrawn)
+    rows = []
+    for name in REFERENCES:
+        values = [results.reference(data, name, metric) for data, metric in columns]
+        rows.append([NOTHING, name, *(_number(v) for v in values), *blank])
+    best: set[tuple[int, int]] = set()
+    for model in results.models:
+        first = len(rows)
+        table = [[results.test(d, model, t, m) for d, m in columns] for t in results.tuners]
+        for tuner, found in zip(results.tuners, table, strict=True):
+            rows.append([model, tuner, *(_mean(value) for value in found), *blank])
+        for k in range(len(columns)):
+            known = [(line[k], first + r) for r, line in enumerate(table) if line[k] is not None]
+            top = max((value[0] for value, _ in known if value is not None), default=None)
+            best |= {(r, k + 2) for value, r in known if value is not None and value[0] == top}
+    seeds = sorted({cell.seed for cell in results.of})
+    return Table(
+        "Ranking quality on the test set",
+        f"Mean ± standard deviation over seeds ({', '.join(map(str, seeds))}). Every decision was "
+        "made on validation; the test set was read once per run. Best per model in bold.",
+        ["model", "tuner", *(f"{data} {metric}" for data, metric in columns), *withdrawn],
+        rows,
+        2,
+        frozenset(best),
+    )
+
+
+def signed_ranks(results: Results) -> Table:
+    """The paper's test: is a tuner better than the baseline over data sets and metrics?"""
+    several = len(results.models) > 1
+    groups = [[model] for model in results.models] + ([results.models] if several else [])
+    rows = []
+    for tuner in results.tuners:
+        if tuner == results.baseline:
+            continue
+        found = [results.signed_rank(tuner, group) for group in groups]
+        cells = [NOTHING if p is None else f"{p:.4f} (n={n})" for p, n in found]
+        rows.append([tuner, *cells])
+    return Table(
+        f"Better than {results.baseline}? Wilcoxon signed-rank, exact and one-sided",
+        "Pairs are means over seeds per data set, model and metric. The smallest p-value that n "
+        "pairs allow is 1 / 2^n.",
+        ["tuner", *results.models, *(["all models"] if several else [])],
+        rows,
+        1,
+    )
+
+
+def per_user(results: Results) -> Table:
+    """Two-sided tests with users as pairs."""
+    rows = [
+        [row.data, row.model, row.tuner, f"{row.difference:+.4f}", str(row.users)]
+        + [f"{row.p_value:.2g}", f"{row.corrected:.2g}"]
+        for row in results.per_user
+    ]
+    return Table(
+        f"Against {results.baseline}, user by user",
+        f"Test {results.user_metric} of the same users, each a mean over the seeds; "
+        "Wilcoxon signed-rank, two-sided, p-values corrected by Holm for all rows of this table.",
+        ["data", "model", "tuner", "mean difference", "users that differ", "p", "p (Holm)"],
+        rows,
+        3,
+    )
+
+
+def costs(results: Results) -> Table:
+    """What every tuner has spent, all settings and probes included."""
+    names = ("gradient steps", "validation passes", "seconds")
+    columns = [(data, k) for data in results.datasets for k in range(len(names))]
+    rows = []
+    for model in results.models:
+        for tuner in results.tuners:
+            runs = {data: results.runs(data, model, tuner) for data in results.datasets}
+            spent = {
+                data: [
+                    [float(run.train_steps + run.probe_steps) for run in found],
+                    [float(run.evaluations) for run in found],
+                    [run.train_seconds for run in found],
+                ]
+                for data, found in runs.items()
+            }
+            rows.append([model, tuner, *(_count(spent[data][k]) for data, k in columns)])
+    return Table(
+        "What it cost",
+        "Means over seeds: optimizer steps, validation passes and wall seconds of training in one "
+        "process with one thread, summed over every setting, probe and member.",
+        ["model", "tuner", *(f"{data} {names[k]}" for data, k in columns)],
+        rows,
+        2,
+    )
+
+
+def cells_as_csv(results: Results) -> str:
+    """One line per finished run."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    names = list(dict.fromkeys(name for result in results.of.values() for name in result.test))
+    identity = ["data", "model", "tuner", "seed"]
+    spent = ["gradient_steps", "validation_passes", "train_seconds", "seconds", "epochs"]
+    stages = [f"{stage}/{name}" for stage in ("val", "test") for name in names]
+    writer.writerow([*identity, *stages, *spent])
+    for cell, run in results.of.items():
+        values = [stage.get(name, "") for stage in (run.val, run.test) for name in names]
+        steps = run.train_steps + run.probe_steps
+        costs = [steps, run.evaluations, run.train_seconds, run.seconds, run.epochs]
+        writer.writerow([cell.data, cell.model, cell.tuner, cell.seed, *values, *costs])
+    return text.getvalue()
+
+
+def _number(value: float | None) -> str:
+    return NOTHING if value is None else f"{value:.4f}"
+
+
+def _mean(found: tuple[float, float | None] | None) -> str:
+    if found is None:
+        return NOTHING
+    mean, sd = found
+    return f"{mean:.4f}" if sd is None else f"{mean:.4f} ± {sd:.4f}"
+
+
+def _count(values: list[float]) -> str:
+    if not values:
+        return NOTHING
+    mean = mean_and_sd(values)[0]
+    return f"{mean:,.0f}" if mean >= 10 else f"{mean:.3g}"

@@ -1,0 +1,64 @@
+"""Ranking metrics of every single user, for tests that pair users."""
+
+from collections.abc import Callable, Iterable, Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from recsys_models.data.batches import RankingBatch
+from recsys_models.metrics.functional import (
+    METRICS,
+    hits_from_top_k,
+    hits_one_by_one,
+    masked_top_k,
+)
+from recsys_models.metrics.ranking import RankingMetrics
+
+
+@torch.no_grad()
+def per_user(
+    score_users: Callable[[Tensor], Tensor],
+    batches: Iterable[RankingBatch],
+    top_k: Sequence[int | str] = (10,),
+    device: torch.device | str = "cpu",
+) -> dict[str, NDArray[np.float64]]:
+    """The numbers that `RankingMetrics` takes means of, in the order of the batches.
+
+    Args:
+        score_users: from user ids on the device, shape (B,), to fresh scores, shape (B, I).
+        batches: for example ``RecsysDataModule.test_dataloader()``.
+        top_k: as for ``RankingMetrics``.
+        device: where to rank.
+
+    Returns:
+        For every metric an array over users. Where relevant items are ranked one by one, a user's
+        value is the mean over the own items, so that users stay independent of one another.
+    """
+    named = RankingMetrics(top_k)
+    values: dict[str, list[Tensor]] = {name: [] for name in named.names}
+    for on_cpu in batches:
+        batch = on_cpu.on(device)
+        hits, relevant = _hits(score_users(batch.users), batch, max(k for _, k in named.wanted))
+        for label, (metric, k) in zip(named.names, named.wanted, strict=True):
+            found = METRICS[metric](hits, relevant, k)
+            values[label].append((_per_row(found, batch) if batch.one_by_one else found).cpu())
+    return {name: torch.cat(parts).numpy() for name, parts in values.items()}
+
+
+def _hits(scores: Tensor, batch: RankingBatch, places: int) -> tuple[Tensor, Tensor]:
+    seen, relevant = batch[1:3], batch[3:5]
+    if batch.one_by_one:
+        alone = torch.ones_like(batch.relevant_rows)
+        return hits_one_by_one(scores, *seen, *relevant, places), alone
+    top_items = masked_top_k(scores, *seen, places)
+    hits = hits_from_top_k(top_items, *relevant, scores.shape[1])
+    return hits, torch.bincount(batch.relevant_rows, minlength=len(scores))
+
+
+def _per_row(values: Tensor, batch: RankingBatch) -> Tensor:
+    """Means over each user's relevant items."""
+    rows = batch.relevant_rows
+    sums = torch.zeros(len(batch.users), dtype=values.dtype, device=values.device)
+    return sums.index_add_(0, rows, values) / torch.bincount(rows, minlength=len(sums))

@@ -1,0 +1,132 @@
+"""One training: a model with its Trainer, built from a configuration."""
+
+import logging
+import sys
+import time
+import warnings
+from typing import Any, cast
+
+import lightning as L
+import torch
+from hydra.utils import instantiate
+from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
+from omegaconf import DictConfig
+from torch import Tensor
+
+from recsys_models.costs import CostCurve, Watch
+from recsys_models.data.datamodule import RecsysDataModule
+from recsys_models.tuning import Outcome, Setting
+
+
+class Training:
+    """A model with its Trainer, built from a configuration and not trained yet.
+
+    Args:
+        cfg: the composed configuration.
+        data: the data, set up.
+        watch: may end training early.
+        extra: further callbacks.
+        choose_epoch: whether early stopping and checkpoints of the configuration take part.
+
+    Attributes:
+        model: any LightningModule of the configuration, with the first weights of the seed.
+        trainer: its Trainer.
+        tuner: the tuner that learns while the model trains, if there is one.
+        costs: what training has cost so far.
+        seconds: wall-clock time of training.
+    """
+
+    def __init__(
+        self,
+        cfg: DictConfig,
+        data: RecsysDataModule,
+        watch: Watch | None = None,
+        extra: tuple[L.Callback, ...] = (),
+        choose_epoch: bool = True,
+    ) -> None:
+        self.cfg = cfg
+        self.data = data
+        L.seed_everything(cfg.seed, workers=True, verbose=False)
+        if cfg.threads is not None:
+            torch.set_num_threads(cfg.threads)
+        self.model: L.LightningModule = instantiate(
+            cfg.model, num_users=data.num_users, num_items=data.num_items
+        )
+        _check_monitor(cfg.monitor, self.model)
+        self.tuner: L.Callback | None = instantiate(cfg.tuner.callback)
+        self.costs = CostCurve(cfg.monitor, self.tuner, watch)
+        own = [instantiate(entry) for entry in cfg.callbacks.values()]
+        if not choose_epoch:
+            own = [c for c in own if not isinstance(c, (EarlyStopping, ModelCheckpoint))]
+        callbacks = [c for c in (self.tuner, self.costs, *own, *extra) if c is not None]
+        self.trainer = _trainer(cfg, callbacks, choose_epoch)
+        self.seconds = 0.0
+
+    def fit(self, start: str | None = None) -> None:
+        """Train, from a checkpoint if one is given."""
+        started = time.perf_counter()
+        try:
+            self.trainer.fit(self.model, datamodule=self.data, ckpt_path=start)
+        finally:
+            self.seconds = time.perf_counter() - started
+
+    @property
+    def best_weights(self) -> str:
+        """The checkpoint of the best epoch; a fast_dev_run saves none."""
+        checkpoint = self.trainer.checkpoint_callback
+        return checkpoint.best_model_path if isinstance(checkpoint, ModelCheckpoint) else ""
+
+    def outcome(self, setting: Setting, weights: str, before: tuple[Setting, ...] = ()) -> Outcome:
+        """What training has given and cost."""
+        rows = self.costs.rows
+        values = [row[3] for row in rows]
+        best = max if self.cfg.mode == "max" else min
+        epochs = self.trainer.current_epoch - len(before)
+        return Outcome(
+            setting=setting,
+            val=best(values) if values else None,
+            steps=self.costs.steps(self.trainer),
+            evaluations=self.costs.evaluations,
+            seconds=self.seconds,
+            weights=weights,
+            lineage=[*before, *[setting] * epochs],
+            total_steps=self.trainer.global_step,
+            curve=rows,
+        )
+
+
+def load_weights(model: L.LightningModule, path: str) -> None:
+    """Put a checkpoint's weights into a model; without a path the model keeps its own."""
+    if path:
+        saved: dict[str, dict[str, Tensor]] = torch.load(path, "cpu", weights_only=True)
+        model.load_state_dict(saved["state_dict"])
+
+
+def quieten() -> None:
+    """Leave out what repeats on every run and asks nothing of the reader."""
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    for message in (
+        ".*does not have many workers.*",
+        ".*exists and is not empty.*",
+        ".*LeafSpec.*is deprecated.*",
+    ):
+        warnings.filterwarnings("ignore", message)
+
+
+def _check_monitor(monitor: str, model: L.LightningModule) -> None:
+    metrics = getattr(model, "val_metrics", None)  # an own module may log what it likes
+    names = [f"val/{name}" for name in getattr(metrics, "names", [])]
+    if names and monitor not in names:
+        raise ValueError(
+            f"monitor must be a metric that validation logs; got {monitor!r}. "
+            f"Choose one of {', '.join(names)}, or add its K with +model.top_k=[...]."
+        )
+
+
+def _trainer(cfg: DictConfig, callbacks: list[L.Callback], choose_epoch: bool) -> L.Trainer:
+    extra: dict[str, Any] = {} if sys.stdout.isatty() else {"enable_progress_bar": False}
+    if not choose_epoch:
+        extra["enable_checkpointing"] = False
+    logger = instantiate(cfg.logger) if cfg.get("logger") else False
+    return cast(L.Trainer, instantiate(cfg.trainer, callbacks=callbacks, logger=logger, **extra))
