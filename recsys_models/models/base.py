@@ -7,13 +7,21 @@ from functools import partial
 import lightning as L
 import torch
 from torch import Tensor
-from torch.nn import Parameter
+from torch.nn import Embedding, Parameter
 from torch.optim import Optimizer
 
 from recsys_models.data.batches import RankingBatch, TrainBatch
 from recsys_models.metrics import RankingMetrics
 
 OptimizerFactory = Callable[[Iterable[Parameter]], Optimizer]
+
+
+def rows(table: Embedding, ids: Tensor) -> Tensor:
+    """The rows of a table: from ids of shape (...) to (..., dim).
+
+    The same as ``table(ids)``, whose gradient takes two to five times as long on a CPU.
+    """
+    return table.weight.index_select(0, ids.flatten()).view(*ids.shape, -1)
 
 
 class RecommenderModule(L.LightningModule):
@@ -48,6 +56,7 @@ class RecommenderModule(L.LightningModule):
         self._make_optimizer = optimizer or partial(torch.optim.Adam, fused=True)
         self.val_metrics = RankingMetrics(top_k)
         self.test_metrics = RankingMetrics(top_k)
+        self._losses, self._positives = torch.zeros(()), 0  # sums over the epoch so far
 
     @abstractmethod
     def score_users(self, users: Tensor) -> Tensor:
@@ -72,8 +81,7 @@ class RecommenderModule(L.LightningModule):
         """Loss of one batch of positives and sampled negatives."""
         self._check_ids(batch.users, batch.items, batch.negatives)
         loss = self.training_loss(batch)
-        size = len(batch.users)
-        self.log("train/loss", loss, on_step=False, on_epoch=True, sync_dist=True, batch_size=size)
+        self._log_mean_loss(loss.detach(), len(batch.users), batch_idx)
         return loss
 
     def validation_step(self, batch: RankingBatch, batch_idx: int) -> None:
@@ -94,6 +102,16 @@ class RecommenderModule(L.LightningModule):
         """Log the means over all test users."""
         self._log_metrics("test", self.test_metrics)
         self.test_metrics.reset()
+
+    def _log_mean_loss(self, loss: Tensor, size: int, batch_idx: int) -> None:
+        # A call of log costs more than a fused Adam step on MovieLens-1M, so there is one an epoch.
+        if batch_idx == 0:
+            self._losses, self._positives = torch.zeros_like(loss), 0
+        self._losses = self._losses + loss * size
+        self._positives += size
+        if self.trainer.is_last_batch:
+            mean, n = self._losses / self._positives, self._positives
+            self.log("train/loss", mean, on_step=False, on_epoch=True, sync_dist=True, batch_size=n)
 
     def _rank(self, batch: RankingBatch, metrics: RankingMetrics) -> None:
         self._check_ids(batch.users, batch.seen_items, batch.relevant_items)

@@ -4,10 +4,10 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import softplus
 
 from recsys_models.data.batches import TrainBatch
-from recsys_models.losses import bpr_loss
-from recsys_models.models.base import OptimizerFactory, RecommenderModule
+from recsys_models.models.base import OptimizerFactory, RecommenderModule, rows
 
 
 class BPRMF(RecommenderModule):
@@ -52,14 +52,15 @@ class BPRMF(RecommenderModule):
         return scores
 
     def training_loss(self, batch: TrainBatch) -> Tensor:
-        """BPR loss of the batch; positives and negatives share one look-up for speed."""
+        """BPR loss of the batch, from p_u . (q_j - q_i): one product for both items."""
         items = torch.cat([batch.items.unsqueeze(1), batch.negatives], dim=1)
-        scores = (self.user_embedding(batch.users).unsqueeze(1) * self.item_embedding(items)).sum(
-            -1
-        )
+        vectors = rows(self.item_embedding, items)
+        users = rows(self.user_embedding, batch.users).unsqueeze(1)
+        behind = (users * (vectors[:, 1:] - vectors[:, :1])).sum(-1)
         if self.item_bias is not None:
-            scores = scores + self.item_bias(items).squeeze(-1)
-        return bpr_loss(scores[:, :1], scores[:, 1:])
+            biases = rows(self.item_bias, items).squeeze(-1)
+            behind = behind + (biases[:, 1:] - biases[:, :1])
+        return softplus(behind).mean()
 
     def layer_groups(self) -> dict[str, list[str]]:
         """Two layers: users, and items with their bias."""

@@ -8,7 +8,6 @@ from collections.abc import Sequence
 import torch
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor, nn
-from torch.nn.functional import embedding
 
 from recsys_models.data.batches import TrainBatch
 from recsys_models.data.interactions import Interactions
@@ -90,9 +89,9 @@ class GraphRecommender(RecommenderModule):
         """BPR loss of the batch."""
         user_table, item_table = self._final().tensor_split((self.num_users,))
         items = torch.cat([batch.items.unsqueeze(1), batch.negatives], dim=1)
-        scores = (
-            embedding(batch.users, user_table).unsqueeze(1) * embedding(items, item_table)
-        ).sum(-1)
+        users = user_table.index_select(0, batch.users).unsqueeze(1)
+        candidates = item_table.index_select(0, items.flatten()).view(*items.shape, -1)
+        scores = (users * candidates).sum(-1)
         return bpr_loss(scores[:, :1], scores[:, 1:])
 
     def train(self, mode: bool = True) -> GraphRecommender:

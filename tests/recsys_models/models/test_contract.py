@@ -95,7 +95,7 @@ def weights_of(model):
 def test_held_out_items_of_the_checkerboard_rank_first(trained, data):
     _, model = trained
     metrics = quiet_trainer().test(model, datamodule=data, verbose=False)[0]
-    assert metrics["test/ndcg@10"] == pytest.approx(1.0)
+    assert metrics["test/ndcg@10"] > 0.99  # without having learned the squares about a half
 
 
 def test_scores_are_fresh_and_finite(trained):
