@@ -9,7 +9,6 @@ from typing import Any
 
 import lightning.pytorch as pl
 import numpy as np
-import torch
 
 from deopt_lightning import trainer_seam
 from deopt_lightning.evaluators.probe import Metrics, Monitor, Probe
@@ -81,7 +80,7 @@ class MemberSearch:
         self._members = [from_plain(plain, present) for plain in resumed["members"]]
         if resumed["epoch_start"] is not None:
             random, progress, options = resumed["epoch_start"]
-            random_state = RandomState(_generators(trainer), random)
+            random_state = RandomState.take(trainer_seam.loader_generators(trainer), random)
             self._epoch_start = EpochStart(random_state, progress, options)
 
     def epoch_starts(self, trainer: pl.Trainer, rng: dict[str, Any]) -> None:
@@ -94,7 +93,7 @@ class MemberSearch:
         if not self._members:
             self._members = [take_snapshot(trainer)] * self.search.population_size
         self._epoch_start = EpochStart(
-            RandomState(_generators(trainer), rng),
+            RandomState.take(trainer_seam.loader_generators(trainer), rng),
             trainer_seam.step_counts(trainer),
             [
                 {key: copy(group[key]) for key in SCHEDULED_OPTIONS if key in group}
@@ -112,8 +111,6 @@ class MemberSearch:
             due: Whether a generation is due.
             validated: Whether the Trainer has validated the weights that it now has.
         """
-        if self._epoch_start is None:
-            return None
         if self._epoch_start is None:
             return None
         started = time.perf_counter()
@@ -200,7 +197,7 @@ class MemberSearch:
         if not np.isfinite(perf).any():
             warn_all_diverged(trainer)
         elif self._adopts:
-            best = int(np.nanargmax(np.where(np.isfinite(perf), perf, np.nan)))
+            best = int(np.argmax(np.where(np.isfinite(perf), perf, -np.inf)))
             if best != self._leader:
                 adopt_weights(trainer, results[best].snapshot, results[best].metrics)
                 self._leader = best
@@ -230,10 +227,6 @@ def _score_of_leader(probe: Probe, logged: Metrics | None, due: bool) -> tuple[f
     if logged is None:
         return probe.validate()
     return probe.monitor.perf(logged, probe.loops), logged
-
-
-def _generators(trainer: pl.Trainer) -> list[tuple[torch.Generator, torch.Tensor]]:
-    return [(g, g.get_state()) for g in trainer_seam.loader_generators(trainer)]
 
 
 def _groups(trainer: pl.Trainer) -> list[dict[str, Any]]:

@@ -19,9 +19,11 @@ class RandomState:
     rng: dict[str, Any]
 
     @classmethod
-    def take(cls, generators: Iterable[torch.Generator] = ()) -> RandomState:
-        """Copies the present state."""
-        return cls([(g, g.get_state()) for g in generators], rng_state())
+    def take(
+        cls, generators: Iterable[torch.Generator] = (), rng: dict[str, Any] | None = None
+    ) -> RandomState:
+        """Copies the present state, but for the global generators' if an earlier one is given."""
+        return cls([(g, g.get_state()) for g in generators], rng or rng_state())
 
     def restore(self) -> None:
         """Writes the state back."""

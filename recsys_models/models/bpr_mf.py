@@ -54,11 +54,11 @@ class BPRMF(RecommenderModule):
     def training_loss(self, batch: TrainBatch) -> Tensor:
         """BPR loss of the batch, from p_u . (q_j - q_i): one product for both items."""
         items = torch.cat([batch.items.unsqueeze(1), batch.negatives], dim=1)
-        vectors = rows(self.item_embedding, items)
-        users = rows(self.user_embedding, batch.users).unsqueeze(1)
+        vectors = rows(self.item_embedding.weight, items)
+        users = rows(self.user_embedding.weight, batch.users).unsqueeze(1)
         behind = (users * (vectors[:, 1:] - vectors[:, :1])).sum(-1)
         if self.item_bias is not None:
-            biases = rows(self.item_bias, items).squeeze(-1)
+            biases = rows(self.item_bias.weight, items).squeeze(-1)
             behind = behind + (biases[:, 1:] - biases[:, :1])
         return softplus(behind).mean()
 

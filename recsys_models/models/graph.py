@@ -13,7 +13,7 @@ from recsys_models.data.batches import TrainBatch
 from recsys_models.data.interactions import Interactions
 from recsys_models.losses import bpr_loss
 from recsys_models.models.adjacency import Adjacency, Norm
-from recsys_models.models.base import OptimizerFactory, RecommenderModule
+from recsys_models.models.base import OptimizerFactory, RecommenderModule, rows
 
 
 class GraphRecommender(RecommenderModule):
@@ -89,9 +89,7 @@ class GraphRecommender(RecommenderModule):
         """BPR loss of the batch."""
         user_table, item_table = self._final().tensor_split((self.num_users,))
         items = torch.cat([batch.items.unsqueeze(1), batch.negatives], dim=1)
-        users = user_table.index_select(0, batch.users).unsqueeze(1)
-        candidates = item_table.index_select(0, items.flatten()).view(*items.shape, -1)
-        scores = (users * candidates).sum(-1)
+        scores = (rows(user_table, batch.users).unsqueeze(1) * rows(item_table, items)).sum(-1)
         return bpr_loss(scores[:, :1], scores[:, 1:])
 
     def train(self, mode: bool = True) -> GraphRecommender:
