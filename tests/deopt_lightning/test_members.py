@@ -120,8 +120,9 @@ def test_members_see_the_batches_that_the_leader_saw(
             for mine, his in zip(leader, other, strict=True):
                 assert steps[mine][0] == steps[his][0]  # global step
                 assert torch.equal(steps[mine][1], steps[his][1])  # batch
-        for left, right in zip(others[0], others[1], strict=True):
-            assert torch.equal(steps[left][2], steps[right][2])  # random draw
+        for other in others[1:]:
+            for left, right in zip(others[0], other, strict=True):
+                assert torch.equal(steps[left][2], steps[right][2])  # random draw
 
 
 def test_members_keep_their_own_weights(tmp_path: Path) -> None:
