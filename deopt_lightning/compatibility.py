@@ -39,6 +39,8 @@ def check_arguments(arguments: Mapping[str, Any]) -> None:
     _check_at_least("warmup_epochs", arguments["warmup_epochs"], 0)
     if arguments["max_generations"] is not None:
         _check_at_least("max_generations", arguments["max_generations"], 1)
+    if arguments["workers"] is not None:
+        _check_at_least("workers", arguments["workers"], 0)
     if arguments["probe_steps"] is not None:
         _check_probe_steps(arguments["probe_steps"], arguments["carry"])
     _check_bounds("lr_bounds", arguments["lr_bounds"], positive=True)

@@ -13,9 +13,12 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from numpy.typing import NDArray
 
 from deopt_lightning import trainer_seam
+from deopt_lightning.direct_steps import DirectSteps, equals_loops, why_not
 from deopt_lightning.evaluators.probe import Metrics, Monitor, Probe
 from deopt_lightning.progress import generation_progress
 from deopt_lightning.snapshot import Snapshot
+from deopt_lightning.trainer_seam import ProbeLoops
+from deopt_lightning.workers import worker_count
 
 FloatArray = NDArray[np.float64]
 
@@ -39,16 +42,63 @@ class Outcome:
     evaluations: int
 
 
-@contextmanager
-def probing(
-    trainer: pl.Trainer, monitor: Monitor, batches: list[object], expected: int
-) -> Iterator[tuple[Probe, Callable[[], None]]]:
-    """A probe on the batches, in quiet loops, and a function that moves the progress bar."""
-    with (
-        generation_progress(trainer, expected) as advance,
-        trainer_seam.quiet_loops(trainer, batches) as loops,
-    ):
-        yield Probe(loops, monitor), advance
+class ProbeMaker:
+    """Makes the probes of a run, by the fastest way to train that gives the loops' own results.
+
+    Args:
+        monitor: What decides.
+        direct: Whether to take direct steps where the module allows them.
+        workers: Number of processes that share a generation's probes; None: one for each of
+            torch's threads, where that is possible.
+    """
+
+    def __init__(self, monitor: Monitor, *, direct: bool, workers: int | None) -> None:
+        self.monitor = monitor
+        self._direct = direct
+        self._asked_workers = workers
+        self._checked = False
+        self.workers = 0
+
+    @contextmanager
+    def probing(
+        self, trainer: pl.Trainer, batches: list[object], start: Snapshot, expected: int
+    ) -> Iterator[tuple[Probe, Callable[[], None]]]:
+        """A probe on the batches, in quiet loops, and a function that moves the progress bar.
+
+        Args:
+            trainer: A Trainer in `on_train_epoch_end`.
+            batches: What probes train on.
+            start: The present state; the first time it is trained from and restored.
+            expected: How many candidates the progress bar is made for.
+        """
+        with (
+            generation_progress(trainer, expected) as advance,
+            trainer_seam.quiet_loops(trainer, batches) as loops,
+        ):
+            direct = DirectSteps(trainer, batches)
+            if not self._checked:
+                self._check(trainer, loops, direct, start, expected)
+            yield Probe(loops, direct if self._direct else loops.train, self.monitor), advance
+
+    def _check(
+        self,
+        trainer: pl.Trainer,
+        loops: ProbeLoops,
+        direct: DirectSteps,
+        start: Snapshot,
+        candidates: int,
+    ) -> None:
+        """Decides once in a run what is possible in it."""
+        self._checked = True
+        self.workers = worker_count(trainer, self._asked_workers, candidates)
+        self._direct = self._direct and why_not(trainer) is None
+        if self._direct and not equals_loops(loops, direct, start):
+            self._direct = False
+            rank_zero_warn(
+                f"DEOptCallback: {type(trainer.lightning_module).__name__}.training_loss(batch) "
+                "does not train as training_step does, so probes take Lightning's slower loops. "
+                "Let training_step return training_loss(batch) and change nothing else."
+            )
 
 
 def take_snapshot(trainer: pl.Trainer) -> Snapshot:

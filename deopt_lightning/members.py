@@ -11,12 +11,12 @@ import lightning.pytorch as pl
 import numpy as np
 
 from deopt_lightning import trainer_seam
-from deopt_lightning.evaluators.probe import Metrics, Monitor, Probe
+from deopt_lightning.evaluators.probe import Metrics, Probe, Score
 from deopt_lightning.generation import (
     Outcome,
+    ProbeMaker,
     adopt_weights,
     optimizer_steps,
-    probing,
     take_snapshot,
     warn_all_diverged,
 )
@@ -27,6 +27,7 @@ from deopt_lightning.param_groups import set_option
 from deopt_lightning.random_state import RandomState
 from deopt_lightning.snapshot import SCHEDULED_OPTIONS, Snapshot
 from deopt_lightning.steady_state import SteadyStateDE
+from deopt_lightning.workers import run_shared_out
 
 
 @dataclass(frozen=True)
@@ -55,16 +56,16 @@ class MemberSearch:
     Args:
         search: The search; its first vector is the user's own and leads the first epoch.
         control: Writes values into the optimizer.
-        monitor: What decides.
+        maker: Makes the quiet training of members.
         adopt: False leaves the first member in the lead and the Trainer's run as it is.
     """
 
     def __init__(
-        self, search: SteadyStateDE, control: LayerControl, monitor: Monitor, *, adopt: bool
+        self, search: SteadyStateDE, control: LayerControl, maker: ProbeMaker, *, adopt: bool
     ) -> None:
         self.search = search
         self._control = control
-        self._monitor = monitor
+        self._maker = maker
         self._adopts = adopt
         self._leader = 0
         self._members: list[Snapshot] = []
@@ -116,28 +117,35 @@ class MemberSearch:
         started = time.perf_counter()
         logged = dict(trainer.callback_metrics) if validated else None
         end = take_snapshot(trainer)
-        results: list[_Result] = []
+        others = [m for m in range(len(self._members)) if m != self._leader]
+        results: dict[int, _Result] = {}
         with end.restored_on_exit():
             batches = self._batches(trainer)
-            with probing(trainer, self._monitor, batches, len(self._members)) as (probe, advance):
+            end.random.restore()
+            with self._maker.probing(trainer, batches, end, len(others)) as (probe, advance):
                 probe.loops.progress = self._epoch_start.progress
-                for member in range(len(self._members)):
-                    if member == self._leader:
-                        end.restore()
-                        result = _Result(end, *_score_of_leader(probe, logged, due))
-                    else:
-                        self._go_back(trainer, member, end)
-                        perf, metrics = probe.score(validate=due)
-                        result = _Result(take_snapshot(trainer), perf, metrics)
-                    results.append(result)
+                end.restore()
+                results[self._leader] = _Result(end, _score_of_leader(probe, logged, due))
+
+                def train(index: int) -> _Result:
+                    self._go_back(trainer, others[index], end)
+                    score = probe.score(validate=due)
+                    return _Result(take_snapshot(trainer), score)
+
+                workers = self._maker.workers
+                known = end.originals() if workers > 1 else ()
+                for index, result in run_shared_out(train, len(others), workers, known):
+                    results[others[index]] = result
                     advance()
-        self._members = [result.snapshot for result in results]
-        steps = optimizer_steps(trainer, len(batches)) * probe.trainings
-        cost = {"probe_steps": steps, "evaluations": probe.validations}
+        ordered = [results[member] for member in range(len(self._members))]
+        self._members = [result.snapshot for result in ordered]
+        scores = [result.score for result in ordered]
+        steps = optimizer_steps(trainer, len(batches)) * sum(score.trained for score in scores)
+        cost = {"probe_steps": steps, "evaluations": sum(score.validated for score in scores)}
         if not due:
             return Outcome(None, None, {}, **cost)
-        generation = self._compare(trainer, results)
-        best = self._monitor.signed(results[self._leader].perf)
+        generation = self._compare(trainer, ordered)
+        best = self._maker.monitor.signed(scores[self._leader].perf)
         return Outcome(
             values=self.search.space.decode(self.search.vectors[self._leader]),
             record={**generation, **cost, "seconds": time.perf_counter() - started},
@@ -190,7 +198,7 @@ class MemberSearch:
 
     def _compare(self, trainer: pl.Trainer, results: list[_Result]) -> dict[str, Any]:
         """Replaces the worst, lets the best lead, and returns the record of it."""
-        search, perf = self.search, np.array([result.perf for result in results])
+        search, perf = self.search, np.array([result.score.perf for result in results])
         members = search.space.decode(search.vectors).tolist()
         parents = search.tell(perf, keep=None if self._adopts else self._leader)
         self._members = [results[parent].snapshot for parent in parents]
@@ -199,7 +207,7 @@ class MemberSearch:
         elif self._adopts:
             best = int(np.argmax(np.where(np.isfinite(perf), perf, -np.inf)))
             if best != self._leader:
-                adopt_weights(trainer, results[best].snapshot, results[best].metrics)
+                adopt_weights(trainer, results[best].snapshot, results[best].score.metrics)
                 self._leader = best
         return {
             "epoch": trainer.current_epoch,
@@ -216,17 +224,17 @@ class _Result:
     """A member at the end of an epoch."""
 
     snapshot: Snapshot
-    perf: float
-    metrics: Metrics
+    score: Score
 
 
-def _score_of_leader(probe: Probe, logged: Metrics | None, due: bool) -> tuple[float, Metrics]:
+def _score_of_leader(probe: Probe, logged: Metrics | None, due: bool) -> Score:
     """Read from what the Trainer has validated, else validated now."""
     if not due:
-        return float("nan"), {}
+        return Score(float("nan"), {}, trained=False, validated=False)
     if logged is None:
         return probe.validate()
-    return probe.monitor.perf(logged, probe.loops), logged
+    perf = probe.monitor.perf(logged, probe.loops)
+    return Score(perf, logged, trained=False, validated=False)
 
 
 def _groups(trainer: pl.Trainer) -> list[dict[str, Any]]:

@@ -10,14 +10,13 @@ import numpy as np
 
 from deopt_lightning import trainer_seam
 from deopt_lightning.differential_evolution import DifferentialEvolution
-from deopt_lightning.evaluators.probe import Monitor
 from deopt_lightning.evaluators.sequential import SequentialEvaluator, Winner
 from deopt_lightning.generation import (
     FloatArray,
     Outcome,
+    ProbeMaker,
     adopt_weights,
     optimizer_steps,
-    probing,
     take_snapshot,
     warn_all_diverged,
 )
@@ -32,7 +31,7 @@ class ProbeSearch:
     Args:
         search: The search.
         control: Writes values into the optimizer.
-        monitor: What decides.
+        maker: Makes probes.
         probe_steps: Length of a probe: optimizer steps (int) or a fraction of an epoch (float).
         seed: With the epoch, seeds the choice of the probes' batches.
         carry_weights: Whether training goes on from the weights of the best candidate's probe.
@@ -43,7 +42,7 @@ class ProbeSearch:
         self,
         search: DifferentialEvolution,
         control: LayerControl,
-        monitor: Monitor,
+        maker: ProbeMaker,
         *,
         probe_steps: int | float,
         seed: int,
@@ -52,7 +51,7 @@ class ProbeSearch:
     ) -> None:
         self.search = search
         self._control = control
-        self._monitor = monitor
+        self._maker = maker
         self._probe_steps = probe_steps
         self._seed = seed
         self._keep_winner = carry_weights and adopt
@@ -78,13 +77,14 @@ class ProbeSearch:
             with start.restored_on_exit():
                 batches = self._batches(trainer)
                 expected = 2 * search.population_size
-                with probing(trainer, self._monitor, batches, expected) as (probe, advance):
+                with self._maker.probing(trainer, batches, start, expected) as (probe, advance):
                     evaluate = SequentialEvaluator(
                         probe=probe,
                         start=start,
                         write=lambda vector: self._control.write(search.space.decode(vector)),
                         take_snapshot=lambda: take_snapshot(trainer),
                         keep_winner=self._keep_winner,
+                        workers=self._maker.workers,
                         on_scored=advance,
                     )
                     while len(candidates := search.ask()):
@@ -93,19 +93,19 @@ class ProbeSearch:
             search.load_state_dict(before)
             raise
         assert search.last_generation is not None
-        steps = optimizer_steps(trainer, len(batches)) * probe.trainings
+        steps = optimizer_steps(trainer, len(batches)) * evaluate.trainings
         return Outcome(
             values=self._adopt(trainer, evaluate.winner) if self._adopts else None,
             record={
                 "epoch": trainer.current_epoch,
                 **generation_record(search.space, search.last_generation),
                 "probe_steps": steps,
-                "evaluations": probe.validations,
+                "evaluations": evaluate.validations,
                 "seconds": time.perf_counter() - started,
             },
             logged=self._logged(search.last_generation),
             probe_steps=steps,
-            evaluations=probe.validations,
+            evaluations=evaluate.validations,
         )
 
     def state_dict(self) -> dict[str, Any]:
@@ -140,7 +140,7 @@ class ProbeSearch:
 
     def _logged(self, generation: Generation) -> dict[str, float]:
         search = self.search
-        best = self._monitor.signed(search.best[1])
+        best = self._maker.monitor.signed(search.best[1])
         return {
             **({"best": best} if np.isfinite(best) else {}),
             "accepted": float(generation.accepted.sum()),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 
 from deopt_lightning.random_state import RandomState
 
-Restorer = Callable[[], Any]
+Restorer = partial[Any]  # its first argument is the very object that it restores
 SCHEDULED_OPTIONS = ("lr", "momentum", "betas")  # group options that LR schedulers write
 
 
@@ -109,6 +109,18 @@ class Snapshot:
         for part, part_state in self.stateful:
             part.load_state_dict(_copy(part_state))
 
+    def originals(self) -> list[object]:
+        """All that the snapshot would write to: modules, tensors, containers, generators, ..."""
+        found: list[object] = [*self.module.modules(), *(tensor for tensor, _ in self.tensors)]
+        found += [tensor for _, _, tensor in self.buffers if tensor is not None]
+        for _, attributes in self.attributes:
+            for restorer in attributes.values():
+                found += _mutable_parts(restorer.args[0])
+        found += [optimizer for optimizer, _, _ in self.optimizers]
+        found += [part for part, _ in self.stateful]
+        found += [generator for generator, _ in self.random.generators]
+        return found
+
     @contextmanager
     def restored_on_exit(self) -> Iterator[None]:
         """Restores when the block ends, also after an exception."""
@@ -145,6 +157,18 @@ def _plain_attributes(module: nn.Module) -> dict[str, Restorer]:
     }
 
 
+def _mutable_parts(value: Any) -> list[object]:
+    """Tensors and containers that a plain value consists of."""
+    if isinstance(value, torch.Tensor | set):
+        return [value]
+    if isinstance(value, dict):
+        return [value, *(part for item in value.values() for part in _mutable_parts(item))]
+    if isinstance(value, list | deque | tuple):
+        own = [] if isinstance(value, tuple) else [value]
+        return own + [part for item in value for part in _mutable_parts(item)]
+    return []
+
+
 def _restore_attributes(module: nn.Module, saved: dict[str, Restorer]) -> None:
     attributes = vars(module)
     new = [name for name in attributes if name not in saved and name not in _MODULE_INTERNALS]
@@ -167,7 +191,11 @@ def _restorer(value: Any) -> Restorer:
         return partial(_restore_set, value, frozenset(value))
     if isinstance(value, tuple):
         return partial(_restore_tuple, value, [_restorer(item) for item in value])
-    return lambda: value
+    return partial(_same, value)
+
+
+def _same(value: Any) -> Any:
+    return value
 
 
 def _restore_tensor(value: torch.Tensor, copy: torch.Tensor) -> torch.Tensor:

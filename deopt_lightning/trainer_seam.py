@@ -56,7 +56,7 @@ class ProbeLoops:
         fetcher.setup(CombinedLoader(_Replay(self.batches), "max_size_cycle"))
         iter(fetcher)
         trainer.training = True
-        with torch.enable_grad(), _mute(trainer.lightning_module):
+        with torch.enable_grad(), muted(trainer.lightning_module):
             loop.run(fetcher)
         trainer._logger_connector.epoch_end_reached()
         loop._results.reset()
@@ -134,7 +134,7 @@ def _deaf(callbacks: list[Any]) -> Iterator[None]:
 
 
 @contextmanager
-def _mute(module: pl.LightningModule) -> Iterator[None]:
+def muted(module: pl.LightningModule) -> Iterator[None]:
     """Lets `self.log` do nothing: nobody reads what a probe's steps log, and it takes time."""
     own = {"log": vars(module)["log"]} if "log" in vars(module) else {}
     vars(module)["log"] = _ignore
@@ -238,6 +238,13 @@ def loader_generators(trainer: pl.Trainer) -> list[torch.Generator]:
 def has_validation_data(trainer: pl.Trainer) -> bool:
     """Whether a validation dataloader is defined, here or in a datamodule."""
     return bool(trainer.fit_loop.epoch_loop.val_loop._data_source.is_defined())
+
+
+def validation_workers(trainer: pl.Trainer) -> int:
+    """How many worker processes the validation dataloaders have."""
+    combined = trainer.fit_loop.epoch_loop.val_loop._combined_loader
+    loaders = combined.flattened if combined is not None else []
+    return sum(getattr(loader, "num_workers", 0) for loader in loaders)
 
 
 def gather_ranks(value: dict[str, Any]) -> list[dict[str, Any]]:

@@ -33,6 +33,8 @@ FLOORS = [
         "trainer_seam",
         "progress",
         "compatibility",
+        "workers",
+        "direct_steps",
         "evaluators",
         "evaluators.base",
         "evaluators.probe",

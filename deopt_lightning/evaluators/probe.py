@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -51,47 +51,56 @@ class Monitor:
         return -value if self.mode == "min" else value
 
 
-@dataclass
+@dataclass(frozen=True)
+class Score:
+    """What a probe gave.
+
+    Attributes:
+        perf: Higher is better; NaN if it diverged on any process or was not validated.
+        metrics: What validation logged; nothing without one.
+        trained: Whether it trained.
+        validated: Whether it validated; a diverged probe need not.
+    """
+
+    perf: float
+    metrics: Metrics
+    trained: bool
+    validated: bool
+
+
+@dataclass(frozen=True)
 class Probe:
-    """Trains and validates quietly, and counts how often.
+    """Trains and validates quietly.
 
     Attributes:
         loops: Quiet loops of the Trainer, loaded with the generation's batches.
+        train: Trains on these batches: the loops' own ``train``, or a faster equal of it.
         monitor: What to read.
-        trainings: Number of probes trained so far.
-        validations: Number of validation passes so far; a diverged probe needs none.
     """
 
     loops: ProbeLoops
+    train: Callable[[], None]
     monitor: Monitor
-    trainings: int = 0
-    validations: int = 0
 
-    def score(self, validate: bool = True) -> tuple[float, Metrics]:
-        """Trains and, on request, validates from the present state.
-
-        Returns:
-            The perf and what validation logged; NaN and nothing if it diverged on any process or
-            was not validated.
-        """
-        self.trainings += 1
+    def score(self, validate: bool = True) -> Score:
+        """Trains and, on request, validates from the present state."""
         try:
-            self.loops.train()
+            self.train()
             finite = _all_finite(self.loops.trainer.lightning_module)
         except FloatingPointError:
             finite = False
         if self.loops.all_ranks(finite) and validate:
-            return self.validate()
-        return float("nan"), {}
+            return replace(self.validate(), trained=True)
+        return Score(float("nan"), {}, trained=True, validated=False)
 
-    def validate(self) -> tuple[float, Metrics]:
-        """Validates the present weights; returns as `score`."""
-        self.validations += 1
+    def validate(self) -> Score:
+        """Validates the present weights."""
         try:
             metrics = self.loops.validate()
         except FloatingPointError:
-            return float("nan"), {}
-        return self.monitor.perf(metrics, self.loops), metrics
+            return Score(float("nan"), {}, trained=False, validated=True)
+        perf = self.monitor.perf(metrics, self.loops)
+        return Score(perf, metrics, trained=False, validated=True)
 
 
 def _all_finite(module: torch.nn.Module) -> bool:

@@ -1,4 +1,4 @@
-"""Scores one candidate after another: the reference that every other evaluator must equal."""
+"""Scores candidates one by one: the reference that every other evaluator must equal."""
 
 from __future__ import annotations
 
@@ -8,18 +8,23 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from deopt_lightning.evaluators.probe import Metrics, Probe
+from deopt_lightning.evaluators.probe import Metrics, Probe, Score
 from deopt_lightning.snapshot import Snapshot
+from deopt_lightning.workers import run_shared_out
 
 FloatArray = NDArray[np.float64]
 
 
 @dataclass
 class Winner:
-    """The best candidate of a generation with what its probe made of the model."""
+    """The best candidate of a generation with what its probe made of the model.
+
+    Of candidates with equal perf it is the last by number, their order in the generation.
+    """
 
     vector: FloatArray
     perf: float
+    number: int
     snapshot: Snapshot
     metrics: Metrics
 
@@ -34,8 +39,12 @@ class SequentialEvaluator:
         write: Writes a candidate's lr and weight decay into the parameter groups.
         take_snapshot: Takes a snapshot of the present state; used if ``keep_winner``.
         keep_winner: Keep the best candidate's trained state; costs one more copy in memory.
+        workers: Number of processes that share the candidates out among them, see
+            ``run_shared_out``; each candidate is still scored as it would be here.
         on_scored: Called after each candidate, to show progress.
         winner: The best candidate so far, if it is kept.
+        trainings: Number of probes trained so far.
+        validations: Number of validation passes so far.
     """
 
     probe: Probe
@@ -43,20 +52,42 @@ class SequentialEvaluator:
     write: Callable[[FloatArray], None]
     take_snapshot: Callable[[], Snapshot]
     keep_winner: bool = False
+    workers: int = 0
     on_scored: Callable[[], None] = lambda: None
     winner: Winner | None = field(default=None)
+    trainings: int = 0
+    validations: int = 0
 
     def __call__(self, vectors: FloatArray) -> FloatArray:
         """Scores (count, 2N) candidates; the present model state is lost, ``start`` is not."""
-        return np.array([self._score(vector) for vector in vectors])
+        first = self.trainings
 
-    def _score(self, vector: FloatArray) -> float:
+        def score(index: int) -> tuple[Score, Winner | None]:
+            return self._score(vectors[index], first + index)
+
+        perf = np.empty(len(vectors))
+        known = self.start.originals() if self.workers > 1 else ()
+        for index, (result, winner) in run_shared_out(score, len(vectors), self.workers, known):
+            perf[index] = result.perf
+            self.trainings += 1
+            self.validations += result.validated
+            if winner is not None and self._leads(winner.perf, winner.number):
+                self.winner = winner
+            self.on_scored()
+        return perf
+
+    def _score(self, vector: FloatArray, number: int) -> tuple[Score, Winner | None]:
+        """Scores a candidate in this process; with its state if it is the best here so far."""
         self.start.restore()
         self.write(vector)
-        perf, metrics = self.probe.score()
-        self.on_scored()
-        best = self.winner.perf if self.winner else -np.inf
-        if self.keep_winner and np.isfinite(perf) and perf >= best:
-            self.winner = None  # free its memory before the next copy is made
-            self.winner = Winner(vector.copy(), perf, self.take_snapshot(), metrics)
-        return perf
+        score = self.probe.score()
+        if not (self.keep_winner and np.isfinite(score.perf) and self._leads(score.perf, number)):
+            return score, None
+        self.winner = None  # free its memory before the next copy is made
+        snapshot = self.take_snapshot()
+        self.winner = Winner(vector.copy(), score.perf, number, snapshot, score.metrics)
+        return score, self.winner
+
+    def _leads(self, perf: float, number: int) -> bool:
+        best = self.winner
+        return best is None or (perf, number) >= (best.perf, best.number)

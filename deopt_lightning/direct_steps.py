@@ -1,0 +1,135 @@
+"""Probe steps without Lightning's loops, for modules whose training loss is a pure function.
+
+Beside what a small model computes, a step in Lightning's loops is mostly the loops. A module that
+has a method ::
+
+    def training_loss(self, batch) -> Tensor
+
+promises that this is the loss that ``training_step`` returns, and that working it out changes
+nothing but gradients and torch's random generators. Then a step is that loss, its gradient and the
+optimizer; of the module's hooks, ``on_train_batch_start``, ``on_train_batch_end`` and
+``configure_gradient_clipping`` are called. The promise is tested once, see `equals_loops`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.utilities.model_helpers import is_overridden
+from torch import Tensor
+
+from deopt_lightning.snapshot import Snapshot
+from deopt_lightning.trainer_seam import ProbeLoops, muted
+
+_HOOKS = (  # those that Lightning's loops call in a training step and these steps do not
+    "on_before_batch_transfer",
+    "transfer_batch_to_device",
+    "on_after_batch_transfer",
+    "on_before_zero_grad",
+    "optimizer_zero_grad",
+    "on_before_backward",
+    "backward",
+    "on_after_backward",
+    "on_before_optimizer_step",
+    "optimizer_step",
+)
+_CHECKED_STEPS = 2
+
+
+class DirectSteps:
+    """Trains on batches as Lightning's loops do, bit for bit, without them.
+
+    Args:
+        trainer: A Trainer that `why_not` has nothing against.
+        batches: What to train on. They are not copied: a pure function leaves them as they are.
+    """
+
+    def __init__(self, trainer: pl.Trainer, batches: Sequence[Any]) -> None:
+        self.trainer = trainer
+        self.batches = batches
+
+    def __call__(self) -> None:
+        """Trains on all batches from the present state."""
+        trainer, module = self.trainer, self.trainer.lightning_module
+        window, last = trainer.accumulate_grad_batches, len(self.batches) - 1
+        (optimizer,) = trainer.optimizers
+        optimizer.zero_grad()
+        with torch.enable_grad(), muted(module):
+            for index, kept in enumerate(self.batches):
+                batch = trainer.strategy.batch_to_device(kept)
+                if module.on_train_batch_start(batch, index) == -1:
+                    break  # the epoch's end, as in Lightning's loops
+                steps = (index + 1) % window == 0 or index == last
+                backward = self._backward(batch, window, clear=index % window == 0, clip=steps)
+                loss = optimizer.step(backward) if steps else backward()
+                module.on_train_batch_end({"loss": loss}, batch, index)
+
+    def _backward(self, batch: Any, window: int, *, clear: bool, clip: bool) -> Callable[[], Any]:
+        """What an optimizer calls before it steps: loss and gradient."""
+        trainer, module = self.trainer, self.trainer.lightning_module
+        (optimizer,) = trainer.optimizers
+
+        def backward() -> Tensor:
+            with trainer.precision_plugin.train_step_context():
+                loss: Tensor = module.training_loss(batch)  # type: ignore[operator]
+            if clear:
+                optimizer.zero_grad()
+            (loss / window if window > 1 else loss).backward()  # type: ignore[no-untyped-call]
+            if clip:
+                value, kind = trainer.gradient_clip_val, trainer.gradient_clip_algorithm
+                module.configure_gradient_clipping(optimizer, value, kind)
+            return loss.detach()
+
+        return backward
+
+
+def why_not(trainer: pl.Trainer) -> str | None:
+    """Why a Trainer's module cannot take direct steps; None if nothing speaks against it."""
+    module, precision = trainer.lightning_module, trainer.precision_plugin
+    if not callable(getattr(module, "training_loss", None)):
+        return f"{type(module).__name__} has no method training_loss(batch)"
+    if not module.automatic_optimization or len(trainer.optimizers) != 1:
+        return "training is not by one optimizer that Lightning calls"
+    if type(trainer.strategy).__name__ != "SingleDeviceStrategy":
+        return f"{type(trainer.strategy).__name__} shares training out among processes"
+    name, scaler = type(precision).__name__, getattr(precision, "scaler", None)
+    if name not in ("Precision", "MixedPrecision") or scaler is not None:
+        return f"precision={precision.precision!r} does more than to choose a type"
+    owners = [owner for owner in (module, trainer.datamodule) if owner is not None]  # type: ignore[attr-defined]
+    found = [hook for hook in _HOOKS for owner in owners if _overrides(owner, hook)]
+    if found:
+        return f"{found[0]} is overridden"
+    return None
+
+
+def equals_loops(loops: ProbeLoops, direct: DirectSteps, start: Snapshot) -> bool:
+    """Whether the first few steps end with the very same weights both ways.
+
+    Args:
+        loops: Quiet loops with the batches of a generation.
+        direct: Direct steps with the same batches.
+        start: The state to start from, which is restored.
+    """
+    count = _CHECKED_STEPS * direct.trainer.accumulate_grad_batches
+    few = DirectSteps(direct.trainer, direct.batches[:count])
+    batches, loops.batches = loops.batches, loops.batches[:count]
+    try:
+        ends = []
+        for train in (loops.train, few):
+            start.restore()
+            train()
+            weights = [p.detach().clone() for p in direct.trainer.lightning_module.parameters()]
+            ends.append([*weights, torch.get_rng_state()])
+    finally:
+        loops.batches = batches
+        start.restore()
+    return all(map(torch.equal, *ends))
+
+
+def _overrides(owner: Any, hook: str) -> bool:
+    if isinstance(owner, pl.LightningDataModule):
+        return is_overridden(hook, owner, parent=pl.LightningDataModule)
+    return is_overridden(hook, owner)

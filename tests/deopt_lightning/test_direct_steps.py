@@ -1,0 +1,179 @@
+"""Direct steps: what Lightning's loops compute, without them."""
+
+from __future__ import annotations
+
+import warnings
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import pytest
+import torch
+from torch import Tensor, nn
+
+from deopt_lightning import DEOptCallback, generation
+from tests.tiny import fit, same_state, tiny_data
+
+
+class Pure(L.LightningModule):
+    """A module whose step is its training loss; dropout draws from torch's generator."""
+
+    def __init__(self, make_optimizer: Any = None) -> None:
+        super().__init__()
+        self.make_optimizer = make_optimizer or partial(torch.optim.Adam, lr=1e-2)
+        self.net = nn.Sequential(nn.Linear(6, 8), nn.Dropout(0.3), nn.ReLU(), nn.Linear(8, 1))
+
+    def training_loss(self, batch: Any) -> Tensor:
+        x, y = batch
+        return nn.functional.mse_loss(self.net(x).float(), y)
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        loss = self.training_loss(batch)
+        self.log("train_loss", loss)
+        return loss
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        self.log("val_loss", self.training_loss(batch))
+
+    def configure_optimizers(self) -> Any:
+        return self.make_optimizer(self.parameters())
+
+
+class Clamps(Pure):
+    """Keeps its weights in bounds after each step, and logs it."""
+
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        for parameter in self.parameters():
+            parameter.data.clamp_(-0.4, 0.4)
+        self.log("clamped", outputs["loss"])
+
+
+class EndsEarly(Pure):
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> int | None:
+        return -1 if batch_idx == 7 else None
+
+
+class ClipsItself(Pure):
+    def configure_gradient_clipping(self, optimizer: Any, *args: Any, **options: Any) -> None:
+        self.clip_gradients(optimizer, gradient_clip_val=0.05, gradient_clip_algorithm="norm")
+
+
+def scheduled(parameters: Any) -> Any:
+    optimizer = torch.optim.SGD(parameters, lr=0.05, momentum=0.9)
+    return [optimizer], [torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.9)]
+
+
+def was_direct(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
+    """Notes for each generation whether it took direct steps."""
+    taken: list[bool] = []
+    make = generation.Probe
+
+    def note(loops: Any, train: Any, monitor: Any) -> Any:
+        taken.append(train != loops.train)
+        return make(loops, train, monitor)
+
+    monkeypatch.setattr(generation, "Probe", note)
+    return taken
+
+
+@pytest.mark.parametrize("carry", ["weights", "population"])
+@pytest.mark.parametrize(
+    ("model", "options"),
+    [
+        (Pure, {}),
+        (Pure, {"accumulate_grad_batches": 5}),
+        (Pure, {"gradient_clip_val": 0.1}),
+        (Pure, {"gradient_clip_val": 0.01, "gradient_clip_algorithm": "value"}),
+        (Pure, {"precision": "bf16-mixed"}),
+        (partial(Pure, scheduled), {}),
+        (partial(Pure, partial(torch.optim.Adam, lr=1e-2, fused=True)), {}),
+        (Clamps, {}),
+        (EndsEarly, {}),
+        (ClipsItself, {}),
+    ],
+)
+def test_direct_steps_change_no_bit_of_a_run(
+    model: Any, options: Any, carry: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taken = was_direct(monkeypatch)
+    runs = []
+    for direct in (False, True):
+        callback = DEOptCallback(
+            "val_loss", population_size=4, carry=carry, direct_steps=direct, workers=0
+        )
+        module, _ = fit(tmp_path / str(direct), [callback], model=model, max_epochs=2, **options)
+        rows = [{k: v for k, v in row.items() if k != "seconds"} for row in callback.history]
+        runs.append((module.state_dict(), rows, callback.schedule))
+    assert taken == [False, False, True, True]
+    assert same_state(runs[0][0], runs[1][0])
+    assert runs[0][1:] == runs[1][1:]
+
+
+class Lies(Pure):
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        return 2 * super().training_step(batch, batch_idx) + 0.1 * self.net[0].weight.sum()
+
+
+def test_a_training_loss_that_is_not_the_steps_is_found_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taken = was_direct(monkeypatch)
+    callback = DEOptCallback("val_loss", population_size=4)
+    with pytest.warns(UserWarning, match="does not train as training_step does"):
+        fit(tmp_path, [callback], model=Lies, max_epochs=2)
+    assert taken == [False, False]
+
+
+class OwnBackward(Pure):
+    def backward(self, loss: Tensor, *args: Any, **options: Any) -> None:
+        (3 * loss).backward()
+
+
+class NoTrainingLoss(Pure):
+    training_loss = None  # type: ignore[assignment]
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        return nn.functional.mse_loss(self.net(batch[0]), batch[1])
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        self.log("val_loss", self.training_step(batch, 0))
+
+
+class MovesBatches(L.LightningDataModule):
+    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        return [2 * part for part in batch]
+
+    def train_dataloader(self) -> Any:
+        return torch.utils.data.DataLoader(tiny_data(), batch_size=8)
+
+    def val_dataloader(self) -> Any:
+        return torch.utils.data.DataLoader(tiny_data(32), batch_size=8)
+
+
+@pytest.mark.parametrize("model", [OwnBackward, NoTrainingLoss])
+def test_modules_that_do_more_take_the_loops_without_a_word(
+    model: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taken = was_direct(monkeypatch)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message="DEOptCallback")
+        fit(tmp_path, [DEOptCallback("val_loss", population_size=4)], model=model, max_epochs=1)
+    assert taken == [False]
+
+
+def test_a_datamodule_that_changes_batches_takes_the_loops(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taken = was_direct(monkeypatch)
+    trainer = L.Trainer(
+        max_epochs=1,
+        callbacks=[DEOptCallback("val_loss", population_size=4)],
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        accelerator="cpu",
+    )
+    trainer.fit(Pure(), datamodule=MovesBatches())
+    assert taken == [False]

@@ -1,0 +1,131 @@
+"""workers: candidates shared out among forked processes, with the results of one process."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from deopt_lightning import DEOptCallback
+from deopt_lightning.snapshot import Snapshot
+from deopt_lightning.workers import run_shared_out
+from tests.tiny import TinyModel, fit, same_state, val_loader
+
+MAIN = os.getpid()
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Any:
+    """As workers have, so that sums are added in the same order."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def search(folder: Path, workers: int, model: type = TinyModel, **options: Any) -> Any:
+    callback = DEOptCallback("val_loss", population_size=5, workers=workers, **options)
+    module, trainer = fit(folder, [callback], model=model)
+    records = [{k: v for k, v in row.items() if k != "seconds"} for row in callback.history]
+    return records, callback.schedule, module, trainer
+
+
+def assert_same_run(one: Any, other: Any) -> None:
+    assert one[0] == other[0]
+    assert one[1] == other[1]
+    assert same_state(one[2].state_dict(), other[2].state_dict())
+    assert one[2].losses == other[2].losses
+    states = [run[3].optimizers[0].state_dict() for run in (one, other)]
+    assert states[0]["param_groups"] == states[1]["param_groups"]
+    torch.testing.assert_close(states[0]["state"], states[1]["state"], rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("carry", ["hyperparameters", "weights", "population"])
+def test_a_run_does_not_depend_on_the_number_of_workers(carry: str, tmp_path: Path) -> None:
+    options = {"carry": carry} | ({} if carry == "population" else {"probe_steps": 2})
+    alone = search(tmp_path / "0", 0, **options)
+    assert_same_run(alone, search(tmp_path / "2", 2, **options))
+    assert_same_run(alone, search(tmp_path / "3", 3, **options))
+
+
+class DiesInWorkers(TinyModel):
+    """Its second validation in a worker kills the worker."""
+
+    validated = 0
+
+    def on_validation_epoch_end(self) -> None:
+        if os.getpid() != MAIN:
+            type(self).validated += 1
+            if type(self).validated == 2:
+                os.kill(os.getpid(), signal.SIGKILL)
+        super().on_validation_epoch_end()
+
+
+class RaisesInWorkers(TinyModel):
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        if os.getpid() != MAIN:
+            raise RuntimeError("not in a worker")
+        return super().training_step(batch, batch_idx)
+
+
+@pytest.mark.parametrize("model", [DiesInWorkers, RaisesInWorkers])
+@pytest.mark.parametrize("carry", ["weights", "population"])
+def test_what_a_worker_leaves_undone_is_redone(model: type, carry: str, tmp_path: Path) -> None:
+    alone = search(tmp_path / "0", 0, carry=carry)
+    with pytest.warns(UserWarning, match="a worker process stopped before"):
+        shared = search(tmp_path / "2", 2, model, carry=carry)
+    assert_same_run(alone, shared)
+
+
+def test_an_error_of_every_process_is_raised_where_the_user_sees_it(tmp_path: Path) -> None:
+    class Broken(TinyModel):
+        def training_step(self, batch: Any, batch_idx: int) -> Any:
+            if self.trainer.current_epoch == 0 and len(self.losses) >= 12:
+                raise RuntimeError("broken in every probe")
+            return super().training_step(batch, batch_idx)
+
+    with (
+        pytest.warns(UserWarning, match="workers=0"),
+        pytest.raises(RuntimeError, match="broken in every probe"),
+    ):
+        search(tmp_path, 2, Broken)
+
+
+def test_results_come_back_with_the_very_same_objects() -> None:
+    model = TinyModel()
+    optimizer = torch.optim.Adam(model.parameters())
+    before = Snapshot.take(model, [optimizer])
+
+    def task(index: int) -> Snapshot:
+        for parameter in model.parameters():
+            parameter.data.fill_(float(index))
+        model.losses.append(float(index))
+        return Snapshot.take(model, [optimizer])
+
+    results = dict(run_shared_out(task, 3, 2, before.originals()))
+    assert sorted(results) == [0, 1, 2]
+    assert model.losses == []
+    losses = model.losses
+    for index, snapshot in results.items():
+        snapshot.restore()
+        assert all(bool((p == index).all()) for p in model.parameters())
+        assert model.losses is losses
+        assert losses[-1] == index
+    before.restore()
+    assert losses == []
+
+
+def test_validation_workers_exclude_others(tmp_path: Path) -> None:
+    callback = DEOptCallback("val_loss", population_size=4, workers=2, probe_steps=1)
+    with pytest.warns(UserWarning, match="goes without worker processes: the validation data"):
+        fit(tmp_path, [callback], val=val_loader(num_workers=1), max_epochs=1)
+    assert callback.evaluations >= 8
+
+
+def test_a_negative_number_of_workers_is_refused() -> None:
+    with pytest.raises(ValueError, match="workers must be at least 0; got -1"):
+        DEOptCallback("val_loss", workers=-1)
