@@ -290,7 +290,7 @@ def test_overrides_by_hand_come_last(tmp_path):
     cfg = compose_compare("fast=true", 'extra=["trainer.max_epochs=1"]')
     for cell in compare.cells_of(cfg, tmp_path):
         lengths = [part for part in cell.overrides if part.startswith("trainer.max_epochs")]
-        assert lengths == ["trainer.max_epochs=4", "trainer.max_epochs=1"]
+        assert lengths[-2:] == ["trainer.max_epochs=4", "trainer.max_epochs=1"]
         with initialize_config_dir(train.config_dir(), version_base="1.3"):
             assert compose("train", list(cell.overrides)).trainer.max_epochs == 1
 
@@ -311,7 +311,7 @@ def test_all_tuners_have_the_same_space(tmp_path):
         if cell.tuner in ("grid", "random", "optuna", "pbt"):
             space = instantiate(composed.tuner.sweep.space)
             spaces.add((space.lr, space.weight_decay))
-        elif cell.tuner.startswith("deopt"):
+        elif cell.tuner.startswith("deopt") or cell.tuner == "authors":
             callback = instantiate(composed.tuner.callback)
             spaces.add((tuple(callback.lr_bounds), tuple(callback.weight_decay_bounds)))
     assert spaces == {((1e-6, 1e-2), (1e-7, 1e-3))}
