@@ -4,13 +4,19 @@ import io
 from typing import TYPE_CHECKING, Any
 
 from recsys_models.comparison.results import Results
+from recsys_models.costs import corners
 from recsys_models.report import Result
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-BUDGETS = ("gradient steps", "validation passes", "seconds of training")  # of a curve's rows
+BUDGETS = {  # attribute of a curve's row, and its unit
+    "steps": "gradient steps",
+    "passes": "validation passes",
+    "cpu_seconds": "CPU seconds of training",
+    "seconds": "wall seconds of training",
+}
 STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",  # text stays text: smaller, and set in the page's own font
     "svg.hashsalt": "comparison",  # the same runs give the same picture
@@ -32,25 +38,23 @@ def pictures(results: Results) -> list[tuple[str, str]]:
         return []
     with matplotlib.rc_context(STYLE):
         curves = [
-            (f"Best validation value over {unit}", _svg(_curves(results, column, unit)))
-            for column, unit in enumerate(BUDGETS)
+            (f"Best validation value over {unit}", _svg(_curves(results, cost, unit)))
+            for cost, unit in BUDGETS.items()
         ]
         return [
             *curves,
-            ("Seconds of training (as in Fig. 2 and 3 of the paper)", _svg(_times(results))),
+            ("Time of training (as in Fig. 2 and 3 of the paper)", _svg(_times(results))),
         ]
 
 
-def steps_of(run: Result, column: int) -> tuple[list[float], list[float]]:
-    """A run's curve: where its best value rises, and where it ends; costs of one kind."""
-    rows = run.curve
-    kept = [
-        row for k, row in enumerate(rows) if k in (0, len(rows) - 1) or row[3] != rows[k - 1][3]
-    ]
-    return [float(row[column]) for row in kept], [row[3] for row in kept]
+def _points(run: Result, cost: str) -> tuple[list[float], list[float]]:
+    """A run's curve, as far as that cost is known."""
+    found = [(getattr(row, cost), row.value) for row in corners(run.curve)]
+    known = [(spent, value) for spent, value in found if spent is not None]
+    return [spent for spent, _ in known], [value for _, value in known]
 
 
-def _curves(results: Results, column: int, unit: str) -> "Figure":
+def _curves(results: Results, cost: str, unit: str) -> "Figure":
     figure, panels = _panels(results)
     for (model, data), axes in panels.items():
         axes.set_title(f"{model} on {data}")
@@ -60,14 +64,14 @@ def _curves(results: Results, column: int, unit: str) -> "Figure":
         for k, tuner in enumerate(results.tuners):
             for run in results.runs(data, model, tuner):
                 axes.plot(
-                    *steps_of(run, column),
+                    *_points(run, cost),
                     drawstyle="steps-post",
                     label=tuner,
                     linewidth=1.4,
                     color=_colour(k),
                     linestyle="--" if k >= 10 else "-",
                 )
-                ends += [row[3] for row in run.curve[-1:]]
+                ends += [row.value for row in run.curve[-1:]]
         if ends:  # the ends are what is compared: beginnings far from them are cut off
             margin = max(0.3 * (max(ends) - min(ends)), 0.15 * abs(max(ends)))
             axes.set_ylim(min(ends) - margin, max(ends) + margin)
@@ -79,13 +83,18 @@ def _times(results: Results) -> "Figure":
     figure, panels = _panels(results)
     for (model, data), axes in panels.items():
         runs = [results.runs(data, model, tuner) for tuner in results.tuners]
-        seconds = [sum(run.train_seconds for run in found) / max(len(found), 1) for found in runs]
+        wall = [sum(run.train_seconds for run in found) / max(len(found), 1) for found in runs]
+        cpu = [
+            sum(run.train_cpu_seconds or 0.0 for run in found) / max(len(found), 1)
+            for found in runs
+        ]
         colours = [_colour(k) for k in range(len(runs))]
-        bars = axes.barh(results.tuners, seconds, height=0.65, color=colours)
+        axes.barh(results.tuners, wall, height=0.65, color=colours, alpha=0.3)
+        bars = axes.barh(results.tuners, cpu, height=0.65, color=colours)
         axes.bar_label(bars, fmt="{:.3g}", padding=3)
         axes.invert_yaxis()
         axes.set_title(f"{model} on {data}")
-        axes.set_xlabel("seconds, mean over seeds")
+        axes.set_xlabel("CPU seconds (pale: wall seconds), mean over seeds")
         axes.grid(visible=False, axis="y")
         axes.margins(x=0.12)
     return figure

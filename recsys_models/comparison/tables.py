@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from recsys_models.comparison.results import Results
 from recsys_models.comparison.statistics import mean_and_sd
+from recsys_models.report import Result
 
 NOTHING = "–"
 WITHDRAWN = "data set withdrawn"
@@ -114,29 +115,31 @@ def per_user(results: Results) -> Table:
 
 def costs(results: Results) -> Table:
     """What every tuner has spent, all settings and probes included."""
-    names = ("gradient steps", "validation passes", "seconds")
+    names = ("gradient steps", "validation passes", "CPU seconds", "wall seconds")
     columns = [(data, k) for data in results.datasets for k in range(len(names))]
     rows = []
     for model in results.models:
         for tuner in results.tuners:
             runs = {data: results.runs(data, model, tuner) for data in results.datasets}
-            spent = {
-                data: [
-                    [float(run.train_steps + run.probe_steps) for run in found],
-                    [float(run.evaluations) for run in found],
-                    [run.train_seconds for run in found],
-                ]
-                for data, found in runs.items()
-            }
-            rows.append([model, tuner, *(_count(spent[data][k]) for data, k in columns)])
+            spent = {data: [costs_of(run) for run in found] for data, found in runs.items()}
+            rows.append(
+                [model, tuner, *(_count([run[k] for run in spent[data]]) for data, k in columns)]
+            )
     return Table(
         "What it cost",
-        "Means over seeds: optimizer steps, validation passes and wall seconds of training in one "
-        "process with one thread, summed over every setting, probe and member.",
+        "Means over seeds: optimizer steps, validation passes and seconds of training in one "
+        "process with one thread, summed over every setting, probe and member. CPU seconds are "
+        "the ones to compare: other programs on the machine lengthen wall seconds.",
         ["model", "tuner", *(f"{data} {names[k]}" for data, k in columns)],
         rows,
         2,
     )
+
+
+def costs_of(run: Result) -> list[float | None]:
+    """Gradient steps, validation passes, CPU and wall seconds of training."""
+    steps = run.train_steps + run.probe_steps
+    return [steps, run.evaluations, run.train_cpu_seconds, run.train_seconds]
 
 
 def cells_as_csv(results: Results) -> str:
@@ -145,14 +148,15 @@ def cells_as_csv(results: Results) -> str:
     writer = csv.writer(text, lineterminator="\n")
     names = list(dict.fromkeys(name for result in results.of.values() for name in result.test))
     identity = ["data", "model", "tuner", "seed"]
-    spent = ["gradient_steps", "validation_passes", "train_seconds", "seconds", "epochs"]
+    spent = ["gradient_steps", "validation_passes", "train_cpu_seconds", "train_seconds"]
+    spent += ["seconds", "epochs"]
     stages = [f"{stage}/{name}" for stage in ("val", "test") for name in names]
     writer.writerow([*identity, *stages, *spent])
     for cell, run in results.of.items():
         values = [stage.get(name, "") for stage in (run.val, run.test) for name in names]
-        steps = run.train_steps + run.probe_steps
-        costs = [steps, run.evaluations, run.train_seconds, run.seconds, run.epochs]
-        writer.writerow([cell.data, cell.model, cell.tuner, cell.seed, *values, *costs])
+        costs = ["" if cost is None else cost for cost in costs_of(run)]
+        identity_of = [cell.data, cell.model, cell.tuner, cell.seed]
+        writer.writerow([*identity_of, *values, *costs, run.seconds, run.epochs])
     return text.getvalue()
 
 
@@ -167,8 +171,9 @@ def _mean(found: tuple[float, float | None] | None) -> str:
     return f"{mean:.4f}" if sd is None else f"{mean:.4f} ± {sd:.4f}"
 
 
-def _count(values: list[float]) -> str:
-    if not values:
+def _count(values: list[float | None]) -> str:
+    known = [value for value in values if value is not None]
+    if not known:
         return NOTHING
-    mean = mean_and_sd(values)[0]
+    mean = mean_and_sd(known)[0]
     return f"{mean:,.0f}" if mean >= 10 else f"{mean:.3g}"

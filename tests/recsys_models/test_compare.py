@@ -13,11 +13,12 @@ from recsys_models.comparison.cells import plan, run_missing
 from recsys_models.comparison.page import write_report
 from recsys_models.comparison.results import Results
 from recsys_models.comparison.statistics import holm, mean_and_sd, one_sided_signed_rank
+from recsys_models.costs import Row
 from recsys_models.data import RecsysDataModule
 from recsys_models.metrics import evaluate
 from recsys_models.metrics.per_user import per_user
 from recsys_models.models import BPRMF
-from recsys_models.report import Result, write_json
+from recsys_models.report import Result, read_json, write_json
 
 ROOT = Path(__file__).parents[2]
 TUNERS = ["grid", "deopt", "random"]
@@ -84,7 +85,8 @@ def invented(cell, ndcg=None):
         test=metrics,
         reference={"MostPop": {"ndcg@10": 0.2, "recall@10": 0.1}},
         train_seconds=4.0,
-        curve=[(10, 1, 1.0, 0.1), (20, 2, 2.0, 0.2)],
+        train_cpu_seconds=3.0,
+        curve=[Row(10, 1, 1.0, 0.1, 0.75), Row(20, 2, 2.0, 0.2, 1.5)],
         versions={"python": "3"},
     )
 
@@ -247,15 +249,29 @@ def test_the_report_has_a_row_for_everything(tmp_path, finished):
         assert start in text
     assert "| neumf | deopt | **0.3705 ± 0.0007** |" in text
     assert text.count("data set withdrawn") == 2 + 2 * 3
-    assert "| bpr_mf | grid | 1,000 | 12 | 4 | 1,000 | 12 | 4 |" in text
+    assert "| bpr_mf | grid | 1,000 | 12 | 3 | 4 | 1,000 | 12 | 3 | 4 |" in text
     lines = (tmp_path / "cells.csv").read_text().splitlines()
     assert len(lines) == 1 + len(finished)
     assert lines[0].startswith("data,model,tuner,seed,val/ndcg@10")
     page = (tmp_path / "report.html").read_text()
     assert "A &lt;title&gt;" in page
-    assert page.count("<svg") == 4
+    assert page.count("<svg") == 5
     assert "src=" not in page
     assert "<link" not in page
+
+
+def test_results_of_older_versions_are_read_and_shown(tmp_path, finished):
+    for cell in finished:
+        path = cell.folder / "result.json"
+        plain = json.loads(path.read_text())
+        del plain["train_cpu_seconds"]
+        plain["curve"] = [row[:4] for row in plain["curve"]]
+        path.write_text(json.dumps(plain))
+    results = Results(finished, ["ndcg@10"], "grid")
+    assert {row.cpu_seconds for result in results.of.values() for row in result.curve} == {None}
+    write_report(tmp_path, "Old", results, [], [])
+    text = (tmp_path / "report.md").read_text()
+    assert "| bpr_mf | grid | 1,000 | 12 | – | 4 | 1,000 | 12 | – | 4 |" in text
 
 
 def test_an_unfinished_comparison_shows_what_it_has(tmp_path):
@@ -368,4 +384,5 @@ def test_own_data_and_own_module_join_in_by_configuration(tmp_path, monkeypatch,
         assert (result["model"], result["data"]) == ("mine", "mine")
         assert set(result["test"]) == {"bias"}
         assert set(result["schedule"][0]["lr"]) == ({"all"} if tuner == "grid" else {"root"})
-        assert asdict(Result(**result)) == result
+        read = json.loads(json.dumps(asdict(read_json(tmp_path / tuner / "result.json"))))
+        assert read == result
