@@ -2,8 +2,7 @@
 
 import csv
 import io
-from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from recsys_models.comparison.results import Results
 from recsys_models.comparison.statistics import mean_and_sd
@@ -20,6 +19,9 @@ class Table:
 
     Attributes:
         best: positions (row, column) of the best value of a column within a model.
+        footnotes: sentences below it.
+        shades: of positions, where their value lies between the worst (0) and the best (1) of its
+            column within a model.
     """
 
     title: str
@@ -28,6 +30,8 @@ class Table:
     rows: list[list[str]]
     labels: int
     best: frozenset[tuple[int, int]] = frozenset()
+    footnotes: tuple[str, ...] = ()
+    shades: dict[tuple[int, int], float] = field(default_factory=dict)
 
     def markdown(self) -> str:
         """The table in Markdown, best values bold."""
@@ -35,14 +39,8 @@ class Table:
         for r, row in enumerate(self.rows):
             lines.append([f"**{c}**" if (r, k) in self.best else c for k, c in enumerate(row)])
         body = "\n".join(f"| {' | '.join(line)} |" for line in lines)
-        return f"## {self.title}\n\n{self.note}\n\n{body}\n"
-
-
-def all_tables(results: Results, withdrawn: Iterable[str]) -> list[Table]:
-    """Quality, tests and costs."""
-    gone = list(withdrawn)
-    tables = [quality(results, gone), signed_ranks(results), per_user(results), costs(results)]
-    return [table for table in tables if table.rows]
+        notes = "".join(f"\n- {note}" for note in self.footnotes)
+        return f"## {self.title}\n\n{self.note}\n\n{body}\n" + (f"{notes}\n" if notes else "")
 
 
 def quality(results: Results, withdrawn: list[str]) -> Table:
@@ -52,17 +50,16 @@ def quality(results: Results, withdrawn: list[str]) -> Table:
     rows = []
     for name in REFERENCES:
         values = [results.reference(data, name, metric) for data, metric in columns]
-        rows.append([NOTHING, name, *(_number(v) for v in values), *blank])
-    best: set[tuple[int, int]] = set()
+        rows.append([NOTHING, name, *(number(v) for v in values), *blank])
+    shades: dict[tuple[int, int], float] = {}
     for model in results.models:
         first = len(rows)
         table = [[results.test(d, model, t, m) for d, m in columns] for t in results.tuners]
         for tuner, found in zip(results.tuners, table, strict=True):
-            rows.append([model, tuner, *(_mean(value) for value in found), *blank])
+            rows.append([model, tuner, *(with_deviation(value) for value in found), *blank])
         for k in range(len(columns)):
-            known = [(line[k], first + r) for r, line in enumerate(table) if line[k] is not None]
-            top = max((value[0] for value, _ in known if value is not None), default=None)
-            best |= {(r, k + 2) for value, r in known if value is not None and value[0] == top}
+            known = {first + r: v[0] for r, line in enumerate(table) if (v := line[k]) is not None}
+            shades |= {(r, k + 2): share for r, share in _shares(known).items()}
     seeds = sorted({cell.seed for cell in results.of})
     return Table(
         "Ranking quality on the test set",
@@ -71,7 +68,8 @@ def quality(results: Results, withdrawn: list[str]) -> Table:
         ["model", "tuner", *(f"{data} {metric}" for data, metric in columns), *withdrawn],
         rows,
         2,
-        frozenset(best),
+        frozenset(place for place, share in shades.items() if share == 1),
+        shades=shades,
     )
 
 
@@ -113,7 +111,7 @@ def per_user(results: Results) -> Table:
     )
 
 
-def costs(results: Results) -> Table:
+def costs(results: Results, withdrawn: list[str]) -> Table:
     """What every tuner has spent, all settings and probes included."""
     names = ("gradient steps", "validation passes", "CPU seconds", "wall seconds")
     columns = [(data, k) for data in results.datasets for k in range(len(names))]
@@ -122,15 +120,14 @@ def costs(results: Results) -> Table:
         for tuner in results.tuners:
             runs = {data: results.runs(data, model, tuner) for data in results.datasets}
             spent = {data: [costs_of(run) for run in found] for data, found in runs.items()}
-            rows.append(
-                [model, tuner, *(_count([run[k] for run in spent[data]]) for data, k in columns)]
-            )
+            counts = [_count([run[k] for run in spent[data]]) for data, k in columns]
+            rows.append([model, tuner, *counts, *([WITHDRAWN] * len(withdrawn))])
     return Table(
         "What it cost",
         "Means over seeds: optimizer steps, validation passes and seconds of training in one "
         "process with one thread, summed over every setting, probe and member. CPU seconds are "
         "the ones to compare: other programs on the machine lengthen wall seconds.",
-        ["model", "tuner", *(f"{data} {names[k]}" for data, k in columns)],
+        ["model", "tuner", *(f"{data} {names[k]}" for data, k in columns), *withdrawn],
         rows,
         2,
     )
@@ -160,11 +157,19 @@ def cells_as_csv(results: Results) -> str:
     return text.getvalue()
 
 
-def _number(value: float | None) -> str:
+def _shares(values: dict[int, float]) -> dict[int, float]:
+    """Where each value lies between the lowest (0) and the highest (1); 1 where all are equal."""
+    low, high = min(values.values(), default=0.0), max(values.values(), default=0.0)
+    return {r: (v - low) / (high - low) if high > low else 1.0 for r, v in values.items()}
+
+
+def number(value: float | None) -> str:
+    """A metric in a cell."""
     return NOTHING if value is None else f"{value:.4f}"
 
 
-def _mean(found: tuple[float, float | None] | None) -> str:
+def with_deviation(found: tuple[float, float | None] | None) -> str:
+    """Mean and standard deviation of a metric in a cell."""
     if found is None:
         return NOTHING
     mean, sd = found

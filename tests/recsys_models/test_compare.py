@@ -9,20 +9,18 @@ from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 
 from recsys_models import compare, train
-from recsys_models.comparison.cells import plan, run_missing
+from recsys_models.comparison.cells import run_missing
 from recsys_models.comparison.page import write_report
 from recsys_models.comparison.results import Results
 from recsys_models.comparison.statistics import holm, mean_and_sd, one_sided_signed_rank
-from recsys_models.costs import Row
 from recsys_models.data import RecsysDataModule
 from recsys_models.metrics import evaluate
 from recsys_models.metrics.per_user import per_user
 from recsys_models.models import BPRMF
-from recsys_models.report import Result, read_json, write_json
+from recsys_models.report import read_json
+from tests.recsys_models.invented import FRAME, GAIN, cells, pretend
 
 ROOT = Path(__file__).parents[2]
-TUNERS = ["grid", "deopt", "random"]
-GAIN = {"grid": 0.0, "deopt": 0.02, "random": -0.01}
 OWN_MODULE = '''
 import lightning as L
 import torch
@@ -53,51 +51,6 @@ def compose_compare(*overrides):
     path = str(Path(train.config_dir()) / "compare")
     with initialize_config_dir(path, version_base="1.3"):
         return compose("compare", list(overrides))
-
-
-def cells(folder, seeds=(0, 1), datasets=("filmtrust", "ml_1m")):
-    return plan(
-        folder,
-        datasets,
-        ["bpr_mf", "neumf"],
-        TUNERS,
-        seeds,
-        {"random": ["tuner=random", "search=fast"]},
-        {name: ["trainer.max_epochs=1"] for name in datasets},
-    )
-
-
-def invented(cell, ndcg=None):
-    """A result without a training."""
-    base = 0.3 + GAIN[cell.tuner] + 0.001 * cell.seed + 0.05 * (cell.model == "neumf")
-    metrics = {"ndcg@10": base if ndcg is None else ndcg, "recall@10": 2 * base}
-    return Result(
-        model=cell.model,
-        data=cell.data,
-        tuner=cell.tuner,
-        seed=cell.seed,
-        epochs=2,
-        train_steps=100,
-        probe_steps=900,
-        evaluations=12,
-        schedule=[],
-        val=metrics,
-        test=metrics,
-        reference={"MostPop": {"ndcg@10": 0.2, "recall@10": 0.1}},
-        train_seconds=4.0,
-        train_cpu_seconds=3.0,
-        curve=[Row(10, 1, 1.0, 0.1, 0.75), Row(20, 2, 2.0, 0.2, 1.5)],
-        versions={"python": "3"},
-    )
-
-
-def pretend(cell):
-    """Stands for the process that runs a cell."""
-    write_json(invented(cell), cell.folder / "result.json")
-    users = np.random.default_rng(cell.seed).random(200)
-    gain = np.full(200, GAIN[cell.tuner]) * (np.arange(200) % 2)
-    np.savez(cell.folder / "per_user.npz", **{"ndcg@10": users + gain})
-    return 0
 
 
 @pytest.fixture
@@ -164,9 +117,9 @@ def test_a_cell_that_crashes_leaves_the_others_and_is_listed(tmp_path):
     assert sum("failed: error: out of luck" in line for line in said) == 4
     results = Results(planned, ["ndcg@10"], "grid")
     assert results.missing == failed
-    write_report(tmp_path, "Crash", results, [], failed)
+    write_report(tmp_path, FRAME, results)
     assert (
-        "filmtrust neumf deopt seed 0 failed: error: out of luck"
+        "filmtrust neumf deopt seed 0: no result; it ended with: error: out of luck"
         in (tmp_path / "report.md").read_text()
     )
 
@@ -243,13 +196,16 @@ def test_values_per_user_have_the_reported_mean(protocol):
 
 def test_the_report_has_a_row_for_everything(tmp_path, finished):
     results = Results(finished, ["ndcg@10", "recall@10"], "grid")
-    write_report(tmp_path, "A <title>", results, ["eachmovie"], [])
+    frame = replace(FRAME, title="A <title>", withdrawn=["eachmovie"], command="recsys-compare x=1")
+    write_report(tmp_path, frame, results)
     text = (tmp_path / "report.md").read_text()
     for start in ("| – | MostPop | 0.2000 |", "| – | EASE | – |"):
         assert start in text
     assert "| neumf | deopt | **0.3705 ± 0.0007** |" in text
-    assert text.count("data set withdrawn") == 2 + 2 * 3
+    assert text.count("data set withdrawn") == 2 + 2 * 3 + 2 * 3
     assert "| bpr_mf | grid | 1,000 | 12 | 3 | 4 | 1,000 | 12 | 3 | 4 |" in text
+    assert "recsys-compare x=1" in text
+    assert "every parameter θ, looked up or not" in text
     lines = (tmp_path / "cells.csv").read_text().splitlines()
     assert len(lines) == 1 + len(finished)
     assert lines[0].startswith("data,model,tuner,seed,val/ndcg@10")
@@ -269,7 +225,7 @@ def test_results_of_older_versions_are_read_and_shown(tmp_path, finished):
         path.write_text(json.dumps(plain))
     results = Results(finished, ["ndcg@10"], "grid")
     assert {row.cpu_seconds for result in results.of.values() for row in result.curve} == {None}
-    write_report(tmp_path, "Old", results, [], [])
+    write_report(tmp_path, FRAME, results)
     text = (tmp_path / "report.md").read_text()
     assert "| bpr_mf | grid | 1,000 | 12 | – | 4 | 1,000 | 12 | – | 4 |" in text
 
@@ -277,12 +233,13 @@ def test_results_of_older_versions_are_read_and_shown(tmp_path, finished):
 def test_an_unfinished_comparison_shows_what_it_has(tmp_path):
     planned = cells(tmp_path, seeds=[0])
     run_missing(planned[:1], pretend, 1, lambda text: None)
-    write_report(tmp_path, "Half", Results(planned, ["ndcg@10"], "grid"), [], [])
+    write_report(tmp_path, FRAME, Results(planned, ["ndcg@10"], "grid"))
     text = (tmp_path / "report.md").read_text()
     assert "1 of 12 runs finished" in text
     assert "| neumf | deopt | – | – |" in text
     empty = tmp_path / "empty"
-    write_report(empty, "None", Results(cells(empty), ["ndcg@10"], "grid"), ["eachmovie"], [])
+    frame = replace(FRAME, withdrawn=["eachmovie"])
+    write_report(empty, frame, Results(cells(empty), ["ndcg@10"], "grid"))
     assert "0 of 24 runs finished" in (empty / "report.html").read_text()
 
 
@@ -345,8 +302,12 @@ def test_command_runs_cells_lists_a_crash_and_rebuilds_the_report(command, tmp_p
     text = (folder / "report.md").read_text()
     assert "| bpr_mf | none | **0." in text
     (folder / "report.md").unlink()
-    command(*choice, "report_only=true")
-    assert "synthetic bpr_mf nonsense seed 0" in (folder / "report.md").read_text()
+    command(*choice, "report_only=true", "collect=kept")
+    remade = (folder / "report.md").read_text()
+    assert "synthetic bpr_mf nonsense seed 0: no result" in remade
+    (tmp_path / "kept" / "report.md").unlink()
+    command("output_dir=kept", "report_only=true")
+    assert (tmp_path / "kept" / "report.md").read_text() == remade
     cell = folder / "cells" / "synthetic" / "bpr_mf" / "none" / "seed0"
     kept = json.loads((cell / "result.json").read_text())
     assert kept["tuner"] == "none"
