@@ -14,6 +14,7 @@ import hydra
 import numpy as np
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import InstantiationException
+from hydra.types import RunMode
 from hydra.utils import instantiate
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from numpy.typing import NDArray
@@ -130,6 +131,8 @@ def _task(cfg: DictConfig) -> float:
         wrapped = isinstance(error, InstantiationException)
         message = error.__cause__ if wrapped and isinstance(error.__cause__, USER_ERRORS) else error
         print(f"error: {message}\n(HYDRA_FULL_ERROR=1 shows where.)", file=sys.stderr)
+        if HydraConfig.get().mode is RunMode.MULTIRUN:  # an exit would take the other jobs along
+            raise RuntimeError(str(message)) from None
         sys.exit(1)
 
 
