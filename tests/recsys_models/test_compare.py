@@ -1,6 +1,6 @@
 import json
 import sys
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,34 +17,9 @@ from recsys_models.data import RecsysDataModule
 from recsys_models.metrics import evaluate
 from recsys_models.metrics.per_user import per_user
 from recsys_models.models import BPRMF
-from recsys_models.report import read_json
 from tests.recsys_models.invented import FRAME, GAIN, cells, pretend
 
 ROOT = Path(__file__).parents[2]
-OWN_MODULE = '''
-import lightning as L
-import torch
-
-class Own(L.LightningModule):
-    """Knows nothing of recommenders but what it is given."""
-
-    def __init__(self, num_users, num_items, optimizer):
-        super().__init__()
-        self.make_optimizer = optimizer
-        self.bias = torch.nn.Parameter(torch.zeros(num_items))
-
-    def training_step(self, batch, batch_idx):
-        return -self.bias[batch.items].mean() + self.bias.square().mean()
-
-    def validation_step(self, batch, batch_idx):
-        self.log("val/bias", self.bias.mean(), batch_size=1)
-
-    def test_step(self, batch, batch_idx):
-        self.log("test/bias", self.bias.mean(), batch_size=1)
-
-    def configure_optimizers(self):
-        return self.make_optimizer(self.parameters())
-'''
 
 
 def compose_compare(*overrides):
@@ -321,29 +296,3 @@ def test_bad_settings_end_in_one_clear_message(command, capsys):
             command(wrong)
         assert stopped.value.code == 1
         assert capsys.readouterr().err.startswith("error: ")
-
-
-def test_own_data_and_own_module_join_in_by_configuration(tmp_path, monkeypatch, rating_files):
-    (tmp_path / "own_module.py").write_text(OWN_MODULE)
-    monkeypatch.syspath_prepend(tmp_path)
-    for group, text in {
-        "data": f"defaults: [table]\npath: {rating_files['table']}\n",
-        "model": "_target_: own_module.Own\noptimizer: ${optimizer}\n",
-    }.items():
-        (tmp_path / "own" / group).mkdir(parents=True)
-        (tmp_path / "own" / group / "mine.yaml").write_text(text)
-    for tuner in ("grid", "deopt"):
-        monkeypatch.setattr(
-            sys,
-            "argv",
-            ["train", "--config-dir", str(tmp_path / "own"), "data=mine", "model=mine"]
-            + [f"tuner={tuner}", "search=fast", "trainer.max_epochs=2", "monitor=val/bias"]
-            + [f"hydra.run.dir={tmp_path / tuner}"],
-        )
-        train.main()
-        result = json.loads((tmp_path / tuner / "result.json").read_text())
-        assert (result["model"], result["data"]) == ("mine", "mine")
-        assert set(result["test"]) == {"bias"}
-        assert set(result["schedule"][0]["lr"]) == ({"all"} if tuner == "grid" else {"root"})
-        read = json.loads(json.dumps(asdict(read_json(tmp_path / tuner / "result.json"))))
-        assert read == result
