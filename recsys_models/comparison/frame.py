@@ -15,8 +15,9 @@ class Frame:
         withdrawn: data sets that cannot be had; shown, not run.
         time_only: whether costs are all there is to see, as on generated data of some size.
         printed: what the paper prints: ``source``, a list ``values`` of ``{data, model, row, tuner,
-            METRIC: number, ...}``, where tuner names our row beside it, and a list ``why`` of
-            reasons why ours differ. Empty where there is nothing to compare with.
+            METRIC: number, ...}``, where tuner names our row beside it and a model may be "any",
+            and a list ``why`` of reasons why ours differ. Empty where there is nothing to compare
+            with.
         command: what made the runs.
     """
 

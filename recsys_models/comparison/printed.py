@@ -12,7 +12,7 @@ def printed(results: Results, frame: Frame) -> Table:
     metrics = [*dict.fromkeys(name for row in _rows(frame) for name in row if "@" in name)]
     rows = []
     for row in _rows(frame):
-        if row["data"] not in results.datasets or row["model"] not in results.models:
+        if row["data"] not in results.datasets or row["model"] not in ("any", *results.models):
             continue
         ours = row.get("tuner")
         cells = [row["data"], row["model"], row["row"], NOTHING if ours is None else ours]
