@@ -11,18 +11,21 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from deopt_lightning import compatibility, trainer_seam
+from deopt_lightning.chained import ChainedSearch
 from deopt_lightning.differential_evolution import DifferentialEvolution, Strategy
 from deopt_lightning.evaluators.probe import Monitor
-from deopt_lightning.generation import ProbeMaker
+from deopt_lightning.generation import FloatArray, ProbeMaker
 from deopt_lightning.layer_control import LayerControl
 from deopt_lightning.members import MemberSearch
 from deopt_lightning.probing import ProbeSearch
 from deopt_lightning.random_state import rng_state, set_rng_state
+from deopt_lightning.running_best import RunningBestDE
 from deopt_lightning.scale_factor import LocalSearch
 from deopt_lightning.search_space import Bounds, Repair
 from deopt_lightning.steady_state import SteadyStateDE
 
 PROBE_STEPS = 0.25  # of an epoch, unless given
+Search = ProbeSearch | MemberSearch | ChainedSearch
 
 
 class DEOptCallback(Callback):
@@ -46,7 +49,8 @@ class DEOptCallback(Callback):
             (0, 0) learns lr alone. By default likewise from the optimizer's own, and
             (1e-7, 1e-3) where that is 0.
         probe_steps: Length of a probe: optimizer steps (int) or a fraction of an epoch (float); by
-            default a quarter of an epoch. Not with ``carry="population"``.
+            default a quarter of an epoch. Only where there are probes: with ``carry="weights"`` and
+            ``"hyperparameters"``.
         layers: Which parameters form a layer: patterns as in ``group_layers``. By default the
             module's ``layer_groups()``, else one layer per submodule that owns parameters.
         seed: Seeds the search and the choice of probe batches.
@@ -57,12 +61,15 @@ class DEOptCallback(Callback):
             ``"population"``: every member keeps weights of its own and trains every epoch; the
             Trainer's model is the best of them. Costs population_size epochs and validation passes
             per epoch, and as many copies of model and optimizer state in memory and checkpoints.
+            ``"chain"``: the schedule of the authors' public program, for comparison. There are no
+            probes: each epoch trains with the values of another trial, from the weights that the
+            one before it has left, and a trial is accepted if it reaches the best of its round.
         every_n_epochs: Run a generation after every n-th epoch.
         warmup_epochs: Number of epochs before the first generation.
         max_generations: Stop searching after so many generations and keep the last values.
         strategy: ``"current_to_rand"`` (Eq. 9 as printed) or ``"mutant_then_trial"`` (Eq. 7 in 8).
         local_search: Local search for the scale factor (SFLSDE): ``"best"``, ``"all"`` or None.
-            A population that carries its weights goes without.
+            ``"population"`` and ``"chain"`` go without.
         repair: How a vector outside the bounds comes back: ``"reflect"`` or ``"clip"``.
         adopt: False searches and records, but changes nothing: a dry run.
         direct_steps: Train probes without Lightning's loops where the module has a method
@@ -98,7 +105,7 @@ class DEOptCallback(Callback):
         probe_steps: int | float | None = None,
         layers: Sequence[str] | Mapping[str, str | Sequence[str]] | None = None,
         seed: int = 0,
-        carry: Literal["hyperparameters", "weights", "population"] = "weights",
+        carry: Literal["hyperparameters", "weights", "population", "chain"] = "weights",
         every_n_epochs: int = 1,
         warmup_epochs: int = 0,
         max_generations: int | None = None,
@@ -138,7 +145,7 @@ class DEOptCallback(Callback):
         self.evaluations = 0
         self._last_epoch = -1  # the last epoch whose end was handled
         self._validated_step = -1  # the last optimizer step whose weights were validated
-        self._search: ProbeSearch | MemberSearch | None = None
+        self._search: Search | None = None
         self._resumed_rng: dict[str, Any] | None = None
         self._begin_rng: dict[str, Any] | None = None
 
@@ -287,31 +294,19 @@ class DEOptCallback(Callback):
         """Logs into the row of the epoch that has just ended."""
         pl_module.log_dict(metrics, sync_dist=trainer.world_size > 1)
 
-    def _build_search(self) -> ProbeSearch | MemberSearch:
+    def _build_search(self) -> Search:
         """A search around the optimizer's own values, which open the first population."""
         space, own, near = self._control.search_space(self.lr_bounds, self.weight_decay_bounds)
         monitor = Monitor(self.monitor, self.mode)
         maker = ProbeMaker(monitor, direct=self.direct_steps, workers=self.workers)
+        size, settings = self.population_size, self._settings_of_search(own)
         if self.carry == "population":
-            members = SteadyStateDE(
-                space,
-                self.population_size,
-                strategy=self.strategy,
-                repair=self.repair,
-                initial=[own],
-                near=near,
-                seed=self.seed,
-            )
+            members = SteadyStateDE(space, size, near=near, **settings)
             return MemberSearch(members, self._control, maker, adopt=self.adopt)
-        targets = DifferentialEvolution(
-            space,
-            self.population_size,
-            strategy=self.strategy,
-            local_search=self.local_search,
-            repair=self.repair,
-            initial=[own],
-            seed=self.seed,
-        )
+        if self.carry == "chain":
+            trials = RunningBestDE(space, size, **settings)
+            return ChainedSearch(trials, self._control, maker, self.max_generations)
+        targets = DifferentialEvolution(space, size, local_search=self.local_search, **settings)
         return ProbeSearch(
             targets,
             self._control,
@@ -322,9 +317,12 @@ class DEOptCallback(Callback):
             adopt=self.adopt,
         )
 
-    def _resume(
-        self, trainer: pl.Trainer, search: ProbeSearch | MemberSearch, state: dict[str, Any]
-    ) -> None:
+    def _settings_of_search(self, own: FloatArray) -> dict[str, Any]:
+        """What all searches are built with."""
+        chosen = {"strategy": self.strategy, "repair": self.repair}
+        return {**chosen, "initial": [own], "seed": self.seed}
+
+    def _resume(self, trainer: pl.Trainer, search: Search, state: dict[str, Any]) -> None:
         """Goes on where a checkpoint left off."""
         names = list(self._control.layer_names)
         if state["layers"] != names:

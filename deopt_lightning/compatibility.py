@@ -30,7 +30,14 @@ def check_arguments(arguments: Mapping[str, Any]) -> None:
         ValueError: Naming the argument, the value, and what to give instead.
     """
     check_choice("mode", arguments["mode"], ("min", "max"))
-    check_choice("carry", arguments["carry"], ("hyperparameters", "weights", "population"))
+    carry = arguments["carry"]
+    check_choice("carry", carry, ("hyperparameters", "weights", "population", "chain"))
+    if carry == "chain" and not arguments["adopt"]:
+        raise ValueError(
+            "adopt=False cannot be set with carry='chain', whose trials are scored by the epochs "
+            "that the Trainer itself trains with them; got False. Carry weights, hyperparameters "
+            "or population for a dry run."
+        )
     if not arguments["monitor"]:
         raise ValueError("monitor must name a validation metric; got an empty string.")
     search = ("population_size", "strategy", "local_search", "repair")
@@ -42,7 +49,7 @@ def check_arguments(arguments: Mapping[str, Any]) -> None:
     if arguments["workers"] is not None:
         _check_at_least("workers", arguments["workers"], 0)
     if arguments["probe_steps"] is not None:
-        _check_probe_steps(arguments["probe_steps"], arguments["carry"])
+        _check_probe_steps(arguments["probe_steps"], carry)
     _check_bounds("lr_bounds", arguments["lr_bounds"], positive=True)
     _check_bounds("weight_decay_bounds", arguments["weight_decay_bounds"], positive=False)
 
@@ -53,10 +60,11 @@ def _check_at_least(name: str, value: int, least: int) -> None:
 
 
 def _check_probe_steps(probe_steps: int | float, carry: str) -> None:
-    if carry == "population":
+    if carry in ("population", "chain"):
+        trained = "members all" if carry == "population" else "trials"
         raise ValueError(
-            "probe_steps cannot be set with carry='population', whose members all train whole "
-            f"epochs; got {probe_steps!r}. Leave it out, or carry weights or hyperparameters."
+            f"probe_steps cannot be set with carry={carry!r}, whose {trained} train whole epochs; "
+            f"got {probe_steps!r}. Leave it out, or carry weights or hyperparameters."
         )
     if isinstance(probe_steps, bool) or not probe_steps > 0 or math.isinf(probe_steps):
         raise ValueError(

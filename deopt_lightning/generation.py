@@ -80,6 +80,15 @@ class ProbeMaker:
                 self._check(trainer, loops, direct, start, expected)
             yield Probe(loops, direct if self._direct else loops.train, self.monitor), advance
 
+    @contextmanager
+    def validating(self, trainer: pl.Trainer) -> Iterator[Probe]:
+        """A probe that only validates; the present state is restored in the end."""
+        with (
+            take_snapshot(trainer).restored_on_exit(),
+            trainer_seam.quiet_loops(trainer, []) as loops,
+        ):
+            yield Probe(loops, loops.train, self.monitor)
+
     def _check(
         self,
         trainer: pl.Trainer,

@@ -18,6 +18,7 @@ FLOORS = [
         "scale_factor",
         "differential_evolution",
         "steady_state",
+        "running_best",
     ],
     [
         "layers",
@@ -43,6 +44,7 @@ FLOORS = [
         "history",
         "probing",
         "members",
+        "chained",
     ],
     ["callback"],
     [""],  # the package itself

@@ -38,6 +38,8 @@ from tests.tiny import TinyModel, fit, tiny_data, train_loader, val_loader
         ({"every_n_epochs": 0}, "every_n_epochs must be at least 1; got 0"),
         ({"warmup_epochs": -1}, "warmup_epochs must be at least 0; got -1"),
         ({"max_generations": 0}, "max_generations must be at least 1; got 0"),
+        ({"carry": "chain", "probe_steps": 9}, "carry='chain', whose trials train whole .* got 9"),
+        ({"carry": "chain", "adopt": False}, "adopt=False cannot be set with carry='chain'"),
         ({"monitor": ""}, "monitor must name a validation metric"),
     ],
 )
