@@ -10,10 +10,9 @@ import numpy as np
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
-from deopt_lightning import compatibility, trainer_seam
+from deopt_lightning import averaging, compatibility, trainer_seam
 from deopt_lightning.differential_evolution import DifferentialEvolution, Strategy
 from deopt_lightning.evaluators.probe import Monitor
-from deopt_lightning.layer_control import LayerControl
 from deopt_lightning.members import MemberSearch
 from deopt_lightning.probing import ProbeSearch
 from deopt_lightning.random_state import rng_state, set_rng_state
@@ -45,7 +44,8 @@ class DEOptCallback(Callback):
             (0, 0) learns lr alone. By default likewise from the optimizer's own, and
             (1e-7, 1e-3) where that is 0.
         probe_steps: Length of a probe: optimizer steps (int) or a fraction of an epoch (float); by
-            default a quarter of an epoch. Not with ``carry="population"``.
+            default a quarter of an epoch. Not with ``carry="population"``. In manual optimization a
+            step is a call of ``training_step``.
         layers: Which parameters form a layer: patterns as in ``group_layers``. By default the
             module's ``layer_groups()``, else one layer per submodule that owns parameters.
         seed: Seeds the search and the choice of probe batches.
@@ -64,6 +64,8 @@ class DEOptCallback(Callback):
             A population that carries its weights goes without.
         repair: How a vector outside the bounds comes back: ``"reflect"`` or ``"clip"``.
         adopt: False searches and records, but changes nothing: a dry run.
+        optimizer_index: Which optimizer is controlled, in a module that has several; by default
+            all are.
 
     Raises:
         ValueError: For an argument that cannot work, naming it and the way out.
@@ -98,6 +100,7 @@ class DEOptCallback(Callback):
         local_search: LocalSearch | None = "best",
         repair: Repair = "reflect",
         adopt: bool = True,
+        optimizer_index: int | None = None,
     ) -> None:
         self.monitor = monitor
         self.mode = mode
@@ -115,6 +118,7 @@ class DEOptCallback(Callback):
         self.local_search: LocalSearch | None = local_search
         self.repair: Repair = repair
         self.adopt = adopt
+        self.optimizer_index = optimizer_index
         compatibility.check_arguments(vars(self))
         self._reset()
 
@@ -155,10 +159,9 @@ class DEOptCallback(Callback):
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Checks the Trainer, splits the optimizer by layer, and builds or resumes the search."""
         self._reset()
-        compatibility.check_trainer(trainer, pl_module)
-        schedulers = [config.scheduler for config in trainer.lr_scheduler_configs]
+        compatibility.check_trainer(trainer, pl_module, self.carry, self.optimizer_index)
         try:
-            self._control = LayerControl(trainer.optimizers[0], pl_module, self.layers, schedulers)
+            self._control = trainer_seam.control_layers(trainer, self.layers, self.optimizer_index)
             self._values = self._control.own_values
             self._search = self._build_search()
             if self._resumed_checkpoint is not None:
@@ -253,6 +256,8 @@ class DEOptCallback(Callback):
         """Lets the search see the end of an epoch; returns what to log of it."""
         assert self._search is not None
         if trainer.should_stop or trainer.fast_dev_run or self._is_over():  # type: ignore[attr-defined]
+            return {}
+        if averaging.training_is_over(trainer):
             return {}
         validated = self._validated_step == trainer.global_step
         outcome = self._search.epoch_ends(trainer, self._is_due(trainer), validated)

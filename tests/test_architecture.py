@@ -30,6 +30,8 @@ FLOORS = [
         "layer_control",
     ],
     [
+        "averaging",
+        "replay",
         "trainer_seam",
         "progress",
         "compatibility",

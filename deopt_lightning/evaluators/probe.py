@@ -71,8 +71,8 @@ class Probe:
         """Trains and, on request, validates from the present state.
 
         Returns:
-            The perf and what validation logged; NaN and nothing if it diverged on any process or
-            was not validated.
+            The perf and what the run's own validation would log; NaN and nothing if it diverged on
+            any process or was not validated.
         """
         self.trainings += 1
         try:
@@ -91,7 +91,8 @@ class Probe:
             metrics = self.loops.validate()
         except FloatingPointError:
             return float("nan"), {}
-        return self.monitor.perf(metrics, self.loops), metrics
+        perf = self.monitor.perf(metrics, self.loops)
+        return perf, {} if self.loops.plain else metrics
 
 
 def _all_finite(module: torch.nn.Module) -> bool:

@@ -38,7 +38,7 @@ def lr_series(make: Any, factors: list[float] | None) -> np.ndarray:
     optimizer = torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.0)
     scheduler = make(optimizer)
     if factors is not None:
-        control = LayerControl(optimizer, net, ["a", "b"], [scheduler])
+        control = LayerControl([optimizer], net, ["a", "b"], [scheduler])
         own_lr = control.own_values[:2]
         control.write(np.concatenate([own_lr * factors, [0.0, 0.0]]))
     series = []
@@ -65,7 +65,7 @@ def test_learned_lr_multiplies_the_schedule(name: str) -> None:
 def test_closing_ends_the_effect() -> None:
     net = nn.Linear(1, 1)
     optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
-    control = LayerControl(optimizer, net, None, [schedule.StepLR(optimizer, 1)])
+    control = LayerControl([optimizer], net, None, [schedule.StepLR(optimizer, 1)])
     control.write(np.array([0.5, 0.0]))
     control.close()
     before = net.bias.item()
