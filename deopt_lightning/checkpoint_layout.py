@@ -9,7 +9,7 @@ from typing import Any
 from torch.optim import Optimizer
 
 from deopt_lightning.lr_schedule import regroup
-from deopt_lightning.param_groups import GroupSplit
+from deopt_lightning.param_groups import GroupSplit, options_of
 
 _OWN_KEYS = ("params", "param_names", "name")
 _OURS = ("params", "name", "lr_multiplier")  # keys that a split group has for our sake
@@ -100,7 +100,8 @@ def optimizer_to_split_layout(
         )
     groups, start = [], 0
     for group, user_index in zip(optimizer.param_groups, split.user_index, strict=True):
-        options = {k: v for k, v in saved[user_index].items() if k not in _OWN_KEYS}
+        saved_options = options_of(saved[user_index])
+        options = {k: v for k, v in saved_options.items() if k not in _OWN_KEYS}
         own = {key: group[key] for key in _OWN_KEYS[1:] if key in group}
         size = len(group["params"])
         groups.append({**options, **own, "params": list(range(start, start + size))})
