@@ -63,6 +63,12 @@ class TinyModel(L.LightningModule):
     def configure_optimizers(self) -> Any:
         return self.make_optimizer(self.parameters())
 
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["steps_seen"] = self.steps_seen
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.steps_seen = checkpoint["steps_seen"]
+
 
 class ManualModel(TinyModel):
     """Two optimizers with a schedule each, stepped by hand after each fifth batch.
