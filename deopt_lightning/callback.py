@@ -10,22 +10,13 @@ import numpy as np
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
-from deopt_lightning import compatibility, trainer_seam
-from deopt_lightning.chained import ChainedSearch
-from deopt_lightning.differential_evolution import DifferentialEvolution, Strategy
+from deopt_lightning import averaging, compatibility, trainer_seam
+from deopt_lightning.differential_evolution import Strategy
 from deopt_lightning.evaluators.probe import Monitor
-from deopt_lightning.generation import FloatArray, ProbeMaker
-from deopt_lightning.layer_control import LayerControl
-from deopt_lightning.members import MemberSearch
-from deopt_lightning.probing import ProbeSearch
 from deopt_lightning.random_state import rng_state, set_rng_state
-from deopt_lightning.running_best import RunningBestDE
 from deopt_lightning.scale_factor import LocalSearch
 from deopt_lightning.search_space import Bounds, Repair
-from deopt_lightning.steady_state import SteadyStateDE
-
-PROBE_STEPS = 0.25  # of an epoch, unless given
-Search = ProbeSearch | MemberSearch | ChainedSearch
+from deopt_lightning.searches import Search, build_search
 
 
 class DEOptCallback(Callback):
@@ -50,7 +41,7 @@ class DEOptCallback(Callback):
             (1e-7, 1e-3) where that is 0.
         probe_steps: Length of a probe: optimizer steps (int) or a fraction of an epoch (float); by
             default a quarter of an epoch. Only where there are probes: with ``carry="weights"`` and
-            ``"hyperparameters"``.
+            ``"hyperparameters"``. In manual optimization a step is a call of ``training_step``.
         layers: Which parameters form a layer: patterns as in ``group_layers``. By default the
             module's ``layer_groups()``, else one layer per submodule that owns parameters.
         seed: Seeds the search and the choice of probe batches.
@@ -72,6 +63,8 @@ class DEOptCallback(Callback):
             ``"population"`` and ``"chain"`` go without.
         repair: How a vector outside the bounds comes back: ``"reflect"`` or ``"clip"``.
         adopt: False searches and records, but changes nothing: a dry run.
+        optimizer_index: Which optimizer is controlled, in a module that has several; by default
+            all are.
         direct_steps: Train probes without Lightning's loops where the module has a method
             ``training_loss(batch)``, see ``direct_steps``; several times faster for small models,
             and bit for bit the same.
@@ -113,6 +106,7 @@ class DEOptCallback(Callback):
         local_search: LocalSearch | None = "best",
         repair: Repair = "reflect",
         adopt: bool = True,
+        optimizer_index: int | None = None,
         direct_steps: bool = True,
         workers: int | None = None,
     ) -> None:
@@ -132,6 +126,7 @@ class DEOptCallback(Callback):
         self.local_search: LocalSearch | None = local_search
         self.repair: Repair = repair
         self.adopt = adopt
+        self.optimizer_index = optimizer_index
         self.direct_steps = direct_steps
         self.workers = workers
         compatibility.check_arguments(vars(self))
@@ -174,12 +169,11 @@ class DEOptCallback(Callback):
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Checks the Trainer, splits the optimizer by layer, and builds or resumes the search."""
         self._reset()
-        compatibility.check_trainer(trainer, pl_module)
-        schedulers = [config.scheduler for config in trainer.lr_scheduler_configs]
+        compatibility.check_trainer(trainer, pl_module, self.carry, self.optimizer_index)
         try:
-            self._control = LayerControl(trainer.optimizers[0], pl_module, self.layers, schedulers)
+            self._control = trainer_seam.control_layers(trainer, self.layers, self.optimizer_index)
             self._values = self._control.own_values
-            self._search = self._build_search()
+            self._search = build_search(vars(self), self._control)
             if self._resumed_checkpoint is not None:
                 self._control.to_split_layout(self._resumed_checkpoint)
                 self._resumed_checkpoint = None
@@ -273,6 +267,8 @@ class DEOptCallback(Callback):
         assert self._search is not None
         if trainer.should_stop or trainer.fast_dev_run or self._is_over():  # type: ignore[attr-defined]
             return {}
+        if averaging.training_is_over(trainer):
+            return {}
         validated = self._validated_step == trainer.global_step
         outcome = self._search.epoch_ends(trainer, self._is_due(trainer), validated)
         if outcome is None:
@@ -293,34 +289,6 @@ class DEOptCallback(Callback):
     ) -> None:
         """Logs into the row of the epoch that has just ended."""
         pl_module.log_dict(metrics, sync_dist=trainer.world_size > 1)
-
-    def _build_search(self) -> Search:
-        """A search around the optimizer's own values, which open the first population."""
-        space, own, near = self._control.search_space(self.lr_bounds, self.weight_decay_bounds)
-        monitor = Monitor(self.monitor, self.mode)
-        maker = ProbeMaker(monitor, direct=self.direct_steps, workers=self.workers)
-        size, settings = self.population_size, self._settings_of_search(own)
-        if self.carry == "population":
-            members = SteadyStateDE(space, size, near=near, **settings)
-            return MemberSearch(members, self._control, maker, adopt=self.adopt)
-        if self.carry == "chain":
-            trials = RunningBestDE(space, size, **settings)
-            return ChainedSearch(trials, self._control, maker, self.max_generations)
-        targets = DifferentialEvolution(space, size, local_search=self.local_search, **settings)
-        return ProbeSearch(
-            targets,
-            self._control,
-            maker,
-            probe_steps=PROBE_STEPS if self.probe_steps is None else self.probe_steps,
-            seed=self.seed,
-            carry_weights=self.carry == "weights",
-            adopt=self.adopt,
-        )
-
-    def _settings_of_search(self, own: FloatArray) -> dict[str, Any]:
-        """What all searches are built with."""
-        chosen = {"strategy": self.strategy, "repair": self.repair}
-        return {**chosen, "initial": [own], "seed": self.seed}
 
     def _resume(self, trainer: pl.Trainer, search: Search, state: dict[str, Any]) -> None:
         """Goes on where a checkpoint left off."""

@@ -11,16 +11,12 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
 
+from deopt_lightning.averaging import stochastic_averages_of
 from deopt_lightning.differential_evolution import check_choice, check_settings
 from deopt_lightning.trainer_seam import has_validation_data
 
 _SHARDED = ("FSDPStrategy", "DeepSpeedStrategy", "ModelParallelStrategy", "XLAFSDPStrategy")
-_WEIGHT_CHANGING = (
-    "BaseFinetuning",
-    "ModelPruning",
-    "StochasticWeightAveraging",
-    "WeightAveraging",
-)
+_WEIGHT_CHANGING = ("BaseFinetuning", "ModelPruning")
 
 
 def check_arguments(arguments: Mapping[str, Any]) -> None:
@@ -44,6 +40,8 @@ def check_arguments(arguments: Mapping[str, Any]) -> None:
     check_settings(**{name: arguments[name] for name in search})
     _check_at_least("every_n_epochs", arguments["every_n_epochs"], 1)
     _check_at_least("warmup_epochs", arguments["warmup_epochs"], 0)
+    if arguments["optimizer_index"] is not None:
+        _check_at_least("optimizer_index", arguments["optimizer_index"], 0)
     if arguments["max_generations"] is not None:
         _check_at_least("max_generations", arguments["max_generations"], 1)
     if arguments["workers"] is not None:
@@ -88,22 +86,32 @@ def _check_bounds(name: str, bounds: Sequence[float] | None, *, positive: bool) 
         raise ValueError(f"{name} must be {needed}; got {bounds!r}.")
 
 
-def check_trainer(trainer: pl.Trainer, module: pl.LightningModule) -> None:
+def check_trainer(
+    trainer: pl.Trainer, module: pl.LightningModule, carry: str, optimizer_index: int | None
+) -> None:
     """Refuses a Trainer or a module in which a generation cannot run, or would run wrongly.
 
     Raises:
         MisconfigurationException: Naming the option and the way out.
     """
-    for problem in _problems(trainer, module):
+    for problem in _problems(trainer, module, carry, optimizer_index):
         raise MisconfigurationException(f"DEOptCallback {problem}")
 
 
-def _problems(trainer: pl.Trainer, module: pl.LightningModule) -> list[str]:
+def _problems(
+    trainer: pl.Trainer, module: pl.LightningModule, carry: str, optimizer_index: int | None
+) -> list[str]:
+    count = len(trainer.optimizers)
     checks: list[tuple[bool, str]] = [
         (
-            not module.automatic_optimization,
-            "needs automatic optimization, but this module sets automatic_optimization=False. Let "
-            "Lightning call the optimizer, or leave the callback out.",
+            optimizer_index is not None and optimizer_index >= count,
+            f"has optimizer_index={optimizer_index}, but the module has {count} optimizers, "
+            "counted from 0. Give a smaller one, or leave it out to control all.",
+        ),
+        (
+            carry == "population" and bool(stochastic_averages_of(trainer)),
+            "with carry='population' would let StochasticWeightAveraging average the weights of "
+            "different members. Carry weights or hyperparameters, or use WeightAveraging.",
         ),
         (
             not is_overridden("validation_step", module),
@@ -132,7 +140,7 @@ def _problems(trainer: pl.Trainer, module: pl.LightningModule) -> list[str]:
             (
                 name is not None,
                 f"does not work beside {type(callback).__name__} ({name}): probes run without "
-                "other callbacks and would score other weights. Remove one of the two.",
+                "it and would score other weights. Remove one of the two.",
             )
         )
     return [message for wrong, message in checks if wrong]

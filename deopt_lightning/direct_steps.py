@@ -21,6 +21,7 @@ import torch
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import Tensor
 
+from deopt_lightning.averaging import averages_of
 from deopt_lightning.snapshot import Snapshot
 from deopt_lightning.trainer_seam import ProbeLoops, muted
 
@@ -95,6 +96,8 @@ def why_not(trainer: pl.Trainer) -> str | None:
         return "training is not by one optimizer that Lightning calls"
     if type(trainer.strategy).__name__ != "SingleDeviceStrategy":
         return f"{type(trainer.strategy).__name__} shares training out among processes"
+    if averages_of(trainer):
+        return "a callback averages weights after each step"
     name, scaler = type(precision).__name__, getattr(precision, "scaler", None)
     if name not in ("Precision", "MixedPrecision") or scaler is not None:
         return f"precision={precision.precision!r} does more than to choose a type"

@@ -13,6 +13,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from numpy.typing import NDArray
 
 from deopt_lightning import trainer_seam
+from deopt_lightning.averaging import averages_of
 from deopt_lightning.direct_steps import DirectSteps, equals_loops, why_not
 from deopt_lightning.evaluators.probe import Metrics, Monitor, Probe
 from deopt_lightning.progress import generation_progress
@@ -117,6 +118,9 @@ def take_snapshot(trainer: pl.Trainer) -> Snapshot:
         trainer.optimizers,
         stateful=[trainer.precision_plugin],
         generators=trainer_seam.loader_generators(trainer),
+        schedulers=[config.scheduler for config in trainer.lr_scheduler_configs],
+        beside=averages_of(trainer),
+        gradients=not trainer.lightning_module.automatic_optimization,
     )
 
 
@@ -135,5 +139,8 @@ def warn_all_diverged(trainer: pl.Trainer) -> None:
 
 
 def optimizer_steps(trainer: pl.Trainer, batches: int) -> int:
-    """How many optimizer steps a pass over so many batches takes."""
+    """How many optimizer steps a pass over so many batches takes.
+
+    In manual optimization, which accumulates on its own, a step is a call of `training_step`.
+    """
     return -(-batches // trainer.accumulate_grad_batches)

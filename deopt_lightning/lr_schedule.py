@@ -11,7 +11,7 @@ from torch.utils.hooks import RemovableHandle
 from deopt_lightning.param_groups import set_option
 
 # Lists that torch's schedulers keep with one entry per parameter group.
-_PER_GROUP = (
+PER_GROUP = (
     "base_lrs",
     "_last_lr",
     "lr_lambdas",
@@ -45,15 +45,21 @@ def apply_multipliers(optimizer: Optimizer) -> list[RemovableHandle]:
     ]
 
 
-def regroup(state: MutableMapping[str, Any], parents: Sequence[int], old_count: int) -> None:
+def regroup(
+    state: MutableMapping[str, Any],
+    parents: Sequence[int],
+    old_count: int,
+    keys: Sequence[str] = PER_GROUP,
+) -> None:
     """Rewrites a scheduler's per-group lists in place for other parameter groups.
 
     Args:
         state: ``vars(scheduler)`` or a scheduler's ``state_dict()``.
         parents: For each new group, the index of the old group that it takes its entry from.
         old_count: Number of old groups.
+        keys: Names of the lists.
     """
-    for key in _PER_GROUP:
+    for key in keys:
         values = state.get(key)
         if isinstance(values, list | tuple) and len(values) == old_count:
             state[key] = [values[parent] for parent in parents]

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import time
-from copy import copy
+from copy import copy, deepcopy
 from dataclasses import dataclass
 from typing import Any
 
 import lightning.pytorch as pl
 import numpy as np
 
-from deopt_lightning import trainer_seam
+from deopt_lightning import averaging, trainer_seam
 from deopt_lightning.evaluators.probe import Metrics, Probe, Score
 from deopt_lightning.generation import (
     Outcome,
@@ -38,11 +38,13 @@ class EpochStart:
         random: The random generators, so that they draw the same batches.
         progress: Counts of optimizer steps.
         options: What LR schedulers had written into each parameter group.
+        schedulers: States of the LR schedulers.
     """
 
     random: RandomState
-    progress: dict[str, Any]
+    progress: list[dict[str, Any]]
     options: list[dict[str, Any]]
+    schedulers: list[dict[str, Any]]
 
 
 class MemberSearch:
@@ -80,9 +82,9 @@ class MemberSearch:
         present = take_snapshot(trainer)
         self._members = [from_plain(plain, present) for plain in resumed["members"]]
         if resumed["epoch_start"] is not None:
-            random, progress, options = resumed["epoch_start"]
+            random, *others = resumed["epoch_start"]
             random_state = RandomState.take(trainer_seam.loader_generators(trainer), random)
-            self._epoch_start = EpochStart(random_state, progress, options)
+            self._epoch_start = EpochStart(random_state, *others)
 
     def epoch_starts(self, trainer: pl.Trainer, rng: dict[str, Any]) -> None:
         """Notes how the epoch begins; the first time, with what weights.
@@ -100,6 +102,7 @@ class MemberSearch:
                 {key: copy(group[key]) for key in SCHEDULED_OPTIONS if key in group}
                 for group in _groups(trainer)
             ],
+            [deepcopy(config.scheduler.state_dict()) for config in trainer.lr_scheduler_configs],
         )
 
     def epoch_ends(self, trainer: pl.Trainer, due: bool, validated: bool) -> Outcome | None:
@@ -116,6 +119,7 @@ class MemberSearch:
             return None
         started = time.perf_counter()
         logged = dict(trainer.callback_metrics) if validated else None
+        averaging.end_epoch(trainer)
         end = take_snapshot(trainer)
         others = [m for m in range(len(self._members)) if m != self._leader]
         results: dict[int, _Result] = {}
@@ -130,6 +134,7 @@ class MemberSearch:
                 def train(index: int) -> _Result:
                     self._go_back(trainer, others[index], end)
                     score = probe.score(validate=due)
+                    probe.loops.end_epoch()
                     return _Result(take_snapshot(trainer), score)
 
                 workers = self._maker.workers
@@ -166,7 +171,8 @@ class MemberSearch:
             "search": self.search.state_dict(),
             "leader": self._leader,
             "members": [to_plain(snapshot) for snapshot in self._members],
-            "epoch_start": start and [start.random.rng, start.progress, start.options],
+            "epoch_start": start
+            and [start.random.rng, start.progress, start.options, start.schedulers],
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -194,6 +200,9 @@ class MemberSearch:
         for group, options in zip(_groups(trainer), self._epoch_start.options, strict=True):
             for key, value in options.items():
                 set_option(group, key, value)
+        schedulers = [config.scheduler for config in trainer.lr_scheduler_configs]
+        for scheduler, state in zip(schedulers, self._epoch_start.schedulers, strict=True):
+            scheduler.load_state_dict(deepcopy(state))
         self._control.write(self.search.space.decode(self.search.vectors[member]))
 
     def _compare(self, trainer: pl.Trainer, results: list[_Result]) -> dict[str, Any]:

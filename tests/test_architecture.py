@@ -31,6 +31,8 @@ FLOORS = [
         "layer_control",
     ],
     [
+        "averaging",
+        "replay",
         "trainer_seam",
         "progress",
         "compatibility",
@@ -46,7 +48,7 @@ FLOORS = [
         "members",
         "chained",
     ],
-    ["callback"],
+    ["searches", "callback"],
     [""],  # the package itself
 ]
 ORDER = [name for floor in FLOORS for name in floor]

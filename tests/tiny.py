@@ -63,6 +63,39 @@ class TinyModel(L.LightningModule):
     def configure_optimizers(self) -> Any:
         return self.make_optimizer(self.parameters())
 
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["steps_seen"] = self.steps_seen
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.steps_seen = checkpoint["steps_seen"]
+
+
+class ManualModel(TinyModel):
+    """Two optimizers with a schedule each, stepped by hand after each fifth batch.
+
+    Twelve batches make an epoch, so that gradients are left over at its end.
+    """
+
+    accumulate = 5
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+
+    def training_step(self, batch: Any, batch_idx: int) -> None:
+        self.manual_backward(super().training_step(batch, batch_idx))
+        if (batch_idx + 1) % self.accumulate == 0:
+            for optimizer, scheduler in zip(self.optimizers(), self.lr_schedulers(), strict=True):
+                optimizer.step()
+                optimizer.zero_grad()
+                scheduler.step()
+
+    def configure_optimizers(self) -> Any:
+        body = torch.optim.Adam([*self.first.parameters(), *self.norm.parameters()], lr=1e-2)
+        head = torch.optim.SGD(self.last.parameters(), lr=0.1, momentum=0.9)
+        schedule = torch.optim.lr_scheduler
+        return [body, head], [schedule.ExponentialLR(body, 0.9), schedule.LinearLR(head, 0.5)]
+
 
 def tiny_data(samples: int = 96, seed: int = 3) -> TensorDataset:
     generator = torch.Generator().manual_seed(seed)
@@ -117,7 +150,7 @@ class SilentDryRun(DEOptCallback):
 
     def __init__(self, **options: Any) -> None:
         super().__init__(
-            **{"monitor": "val_loss", "population_size": 4, "probe_steps": 3, "adopt": False}
+            **{"monitor": "val_loss", "population_size": 4, "probe_steps": 5, "adopt": False}
             | options
         )
 

@@ -83,7 +83,11 @@ class Probe:
     monitor: Monitor
 
     def score(self, validate: bool = True) -> Score:
-        """Trains and, on request, validates from the present state."""
+        """Trains and, on request, validates from the present state.
+
+        Returns:
+            The perf and what the run's own validation would log.
+        """
         try:
             self.train()
             finite = _all_finite(self.loops.trainer.lightning_module)
@@ -100,7 +104,8 @@ class Probe:
         except FloatingPointError:
             return Score(float("nan"), {}, trained=False, validated=True)
         perf = self.monitor.perf(metrics, self.loops)
-        return Score(perf, metrics, trained=False, validated=True)
+        logged = {} if self.loops.plain else metrics
+        return Score(perf, logged, trained=False, validated=True)
 
 
 def _all_finite(module: torch.nn.Module) -> bool:

@@ -9,12 +9,17 @@ from typing import Any
 import lightning as L
 import pytest
 import torch
-from lightning.pytorch.callbacks import StochasticWeightAveraging
+from lightning.pytorch.callbacks import (
+    BackboneFinetuning,
+    EMAWeightAveraging,
+    ModelPruning,
+    StochasticWeightAveraging,
+)
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch.utils.data import DataLoader, IterableDataset
 
 from deopt_lightning import DEOptCallback
-from tests.tiny import TinyModel, fit, tiny_data, train_loader, val_loader
+from tests.tiny import ManualModel, TinyModel, fit, tiny_data, train_loader, val_loader
 
 
 @pytest.mark.parametrize(
@@ -40,6 +45,7 @@ from tests.tiny import TinyModel, fit, tiny_data, train_loader, val_loader
         ({"max_generations": 0}, "max_generations must be at least 1; got 0"),
         ({"carry": "chain", "probe_steps": 9}, "carry='chain', whose trials train whole .* got 9"),
         ({"carry": "chain", "adopt": False}, "adopt=False cannot be set with carry='chain'"),
+        ({"optimizer_index": -1}, "optimizer_index must be at least 0; got -1"),
         ({"monitor": ""}, "monitor must name a validation metric"),
     ],
 )
@@ -63,10 +69,10 @@ class LogsWhenTraining(TinyModel):
         return loss
 
 
-class Manual(TinyModel):
+class WithBackbone(TinyModel):
     def __init__(self) -> None:
         super().__init__()
-        self.automatic_optimization = False
+        self.backbone = torch.nn.Linear(1, 1)
 
 
 class NoValidationStep(L.LightningModule):
@@ -95,22 +101,34 @@ class Endless(IterableDataset):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"model": Manual}, "needs automatic optimization"),
         ({"model": NoValidationStep}, "NoValidationStep has no validation_step"),
         ({"model": TakesIterator}, r"training_step\(dataloader_iter\)"),
         ({"limit_val_batches": 0}, "there is no validation data"),
         ({"model": partial(TinyModel, lambda p: None)}, "holds none of the layers' parameters"),
         ({"model": partial(TinyModel, torch.optim.LBFGS)}, "LBFGS has no weight_decay"),
         (
-            {"callbacks": [StochasticWeightAveraging(0.1)]},
-            "does not work beside StochasticWeightAveraging",
+            {"callbacks": [BackboneFinetuning()], "model": WithBackbone},
+            "does not work beside BackboneFinetuning",
+        ),
+        (
+            {"callbacks": [ModelPruning("l1_unstructured", amount=0.1)]},
+            "does not work beside ModelPruning",
+        ),
+        (
+            {"callbacks": [StochasticWeightAveraging(0.1)], "search": {"carry": "population"}},
+            "StochasticWeightAveraging average the weights of different members",
+        ),
+        (
+            {"model": ManualModel, "search": {"optimizer_index": 2}},
+            "optimizer_index=2, but the module has 2 optimizers",
         ),
     ],
 )
 def test_unfit_trainers_are_refused_before_training(
     options: dict[str, Any], message: str, tmp_path: Path
 ) -> None:
-    callbacks = [DEOptCallback("val_loss"), *options.pop("callbacks", [])]
+    search = DEOptCallback("val_loss", **options.pop("search", {}))
+    callbacks = [search, *options.pop("callbacks", [])]
     with pytest.raises(MisconfigurationException, match=message):
         fit(tmp_path, callbacks, **options)
 
@@ -157,3 +175,18 @@ def test_layers_that_leave_parameters_out_are_refused(tmp_path: Path) -> None:
     callback = DEOptCallback("val_loss", layers=["first.*"])
     with pytest.raises(MisconfigurationException, match="leave out trainable parameters"):
         fit(tmp_path, [callback], val=val_loader())
+
+
+def test_members_cannot_be_compared_by_an_average_that_has_not_begun(tmp_path: Path) -> None:
+    callbacks = [
+        DEOptCallback("val_loss", carry="population"),
+        EMAWeightAveraging(update_starting_at_step=100),
+    ]
+    with pytest.raises(MisconfigurationException, match="averaged none of.*Set warmup_epochs"):
+        fit(tmp_path, callbacks)
+
+
+def test_probes_without_an_optimizer_step_are_refused(tmp_path: Path) -> None:
+    callback = DEOptCallback("val_loss", probe_steps=4)
+    with pytest.raises(MisconfigurationException, match="4 batches took no optimizer step"):
+        fit(tmp_path, [callback], model=ManualModel)
