@@ -19,8 +19,8 @@ KNOWN = {
     "lambda_opt_adamod": "#b3479f",
     "authors": "#c9a227",
     "deopt_paper": "#f28e2b",
-    "deopt": "#e15759",
-    "deopt_population": "#a50f15",
+    "deopt_weights": "#e15759",
+    "deopt": "#a50f15",
 }
 OTHERS = ("#1b9e77", "#d95f02", "#7570b3", "#e7298a", "#66a61e", "#a6761d", "#444444")
 
