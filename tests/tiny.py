@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ class TinyModel(L.LightningModule):
 
     def __init__(self, make_optimizer: Callable[[Any], Any] | None = None) -> None:
         super().__init__()
-        self.make_optimizer = make_optimizer or (lambda p: torch.optim.Adam(p, lr=1e-2))
+        self.make_optimizer = make_optimizer or partial(torch.optim.Adam, lr=1e-2)
         self.first = nn.Linear(6, 8)
         self.norm = nn.BatchNorm1d(8)
         self.dropout = nn.Dropout(0.2)

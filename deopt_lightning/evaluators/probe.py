@@ -88,8 +88,10 @@ class Probe:
         """Validates the present weights; returns as `score`."""
         self.validations += 1
         try:
-            metrics = self.loops.validate()
+            metrics, finite = self.loops.validate(), True
         except FloatingPointError:
+            metrics, finite = {}, False
+        if not self.loops.all_ranks(finite):
             return float("nan"), {}
         perf = self.monitor.perf(metrics, self.loops)
         return perf, {} if self.loops.plain else metrics
