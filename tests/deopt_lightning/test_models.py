@@ -235,7 +235,7 @@ def test_a_datamodule_is_enough(tmp_path: Path) -> None:
 
 def test_trainers_of_the_other_import_name(tmp_path: Path) -> None:
     """`pytorch_lightning` has classes of its own, which know nothing of `lightning`'s."""
-    pytorch_lightning = pytest.importorskip("pytorch_lightning")
+    pytorch_lightning = pytest.importorskip("pytorch_lightning", minversion="2.6")
 
     class Module(pytorch_lightning.LightningModule):
         def __init__(self) -> None:
@@ -249,14 +249,14 @@ def test_trainers_of_the_other_import_name(tmp_path: Path) -> None:
 
     logger = pytorch_lightning.loggers.CSVLogger(tmp_path)
     case: Case = (Module, VECTORS, {"logger": logger})
-    average = pytorch_lightning.callbacks.weight_averaging.EMAWeightAveraging(decay=0.5)
+    averages = getattr(pytorch_lightning.callbacks, "EMAWeightAveraging", None)
     options: dict[str, Any] = {"population_size": 4, "probe_steps": 2}
     dry = DEOptCallback("val_loss", adopt=False, **options)
     search = DEOptCallback("val_loss", **options)
     kwargs = {"trainer_class": pytorch_lightning.Trainer}
     plain = train(tmp_path, case, **kwargs)
     untouched = train(tmp_path, case, dry, **kwargs)
-    learned = train(tmp_path, case, search, average, **kwargs)
+    learned = train(tmp_path, case, search, *([averages()] if averages else []), **kwargs)
     assert same_state(plain.state_dict(), untouched.state_dict())
     assert not same_state(plain.state_dict(), learned.state_dict())
     assert len(search.history) == 2

@@ -11,7 +11,6 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import (
     BackboneFinetuning,
-    EMAWeightAveraging,
     ModelPruning,
     StochasticWeightAveraging,
 )
@@ -19,7 +18,15 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch.utils.data import DataLoader, IterableDataset
 
 from deopt_lightning import DEOptCallback
-from tests.tiny import ManualModel, TinyModel, fit, tiny_data, train_loader, val_loader
+from tests.tiny import (
+    ManualModel,
+    TinyModel,
+    fit,
+    moving_average,
+    tiny_data,
+    train_loader,
+    val_loader,
+)
 
 
 @pytest.mark.parametrize(
@@ -178,7 +185,7 @@ def test_layers_that_leave_parameters_out_are_refused(tmp_path: Path) -> None:
 def test_members_cannot_be_compared_by_an_average_that_has_not_begun(tmp_path: Path) -> None:
     callbacks = [
         DEOptCallback("val_loss", carry="population"),
-        EMAWeightAveraging(update_starting_at_step=100),
+        moving_average(update_starting_at_step=100),
     ]
     with pytest.raises(MisconfigurationException, match="averaged none of.*Set warmup_epochs"):
         fit(tmp_path, callbacks)
