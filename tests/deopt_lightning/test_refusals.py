@@ -14,6 +14,7 @@ from lightning.pytorch.callbacks import (
     ModelPruning,
     StochasticWeightAveraging,
 )
+from lightning.pytorch.strategies import ModelParallelStrategy, SingleDeviceStrategy
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch.utils.data import DataLoader, IterableDataset
 
@@ -136,6 +137,33 @@ def test_unfit_trainers_are_refused_before_training(
     callbacks = [search, *options.pop("callbacks", [])]
     with pytest.raises(MisconfigurationException, match=message):
         fit(tmp_path, callbacks, **options)
+
+
+@pytest.mark.parametrize("name", ["FSDPStrategy", "DeepSpeedStrategy", "XLAFSDPStrategy"])
+def test_sharded_strategies_are_refused_by_their_name(name: str, tmp_path: Path) -> None:
+    """The real ones need a GPU or another package before a fit begins."""
+    strategy = type(name, (SingleDeviceStrategy,), {})("cpu")
+    with pytest.raises(MisconfigurationException, match=f"does not support {name}, whose sharded"):
+        fit(tmp_path, [DEOptCallback("val_loss")], strategy=strategy)
+
+
+class Configured(TinyModel):
+    def configure_model(self) -> None:
+        pass
+
+
+def test_fsdp2_is_refused(tmp_path: Path) -> None:
+    try:
+        with pytest.raises(MisconfigurationException, match="does not support ModelParallelStrat"):
+            fit(
+                tmp_path,
+                [DEOptCallback("val_loss")],
+                model=Configured,
+                strategy=ModelParallelStrategy(),
+            )
+    finally:
+        if torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()
 
 
 def test_missing_validation_loader_is_refused(tmp_path: Path) -> None:
