@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from lightning.pytorch.callbacks import (
+    LearningRateFinder,
     ModelCheckpoint,
     StochasticWeightAveraging,
 )
@@ -193,3 +194,24 @@ def test_a_dry_run_of_members_leaves_no_trace_in_a_manual_run(tmp_path: Path) ->
     model, _ = fit(tmp_path / "search", [dry], model=ManualModel)
     assert same_state(plain.state_dict(), model.state_dict())
     assert len(dry.history) == 3
+
+
+# --- tuners --------------------------------------------------------------------------------------
+
+
+class Tunable(TinyModel):
+    def __init__(self) -> None:
+        super().__init__()
+        self.lr = 1e-6
+
+    def configure_optimizers(self) -> Any:
+        return torch.optim.Adam(self.parameters(), lr=self.lr)
+
+
+def test_the_search_starts_from_the_lr_that_a_finder_found(tmp_path: Path) -> None:
+    search = make_callback()
+    finder = LearningRateFinder(num_training_steps=20, early_stop_threshold=None)
+    model, _ = fit(tmp_path, [search, finder], model=Tunable, max_epochs=2)
+    assert model.lr != 1e-6
+    assert search.schedule[0]["lr"]["first"] == pytest.approx(model.lr)
+    assert len(search.history) == 2
