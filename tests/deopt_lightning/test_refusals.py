@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -223,3 +224,14 @@ def test_probes_without_an_optimizer_step_are_refused(tmp_path: Path) -> None:
     callback = DEOptCallback("val_loss", probe_steps=4)
     with pytest.raises(MisconfigurationException, match="4 batches took no optimizer step"):
         fit(tmp_path, [callback], model=ManualModel)
+
+
+def test_the_documented_messages_are_those_of_the_code() -> None:
+    root = Path(__file__).parents[2]
+    table = (root / "docs" / "compatibility.md").read_text().partition("## Refused")[2]
+    rows = [line.split("|")[2] for line in table.splitlines() if line.startswith("| ")]
+    documented = [message for row in rows for message in re.findall(r'"([^"]+)"', row)]
+    code = "".join(path.read_text() for path in (root / "deopt_lightning").rglob("*.py"))
+    code = re.sub(r'"\s+f?"', "", code).replace("{count}", "2")
+    assert len(documented) >= 14
+    assert [message for message in documented if message not in code] == []
