@@ -197,6 +197,9 @@ class DEOptCallback(Callback):
         self.schedule = [row for row in self.schedule if row["epoch"] < epoch]
         self.schedule.append({"epoch": epoch, **self._control.by_layer(self._values)})
         assert self._search is not None
+        if self._resumed_rng is not None and trainer_seam.draws_order_again(trainer):
+            set_rng_state(self._resumed_rng)
+            self._begin_rng = None
         # The first epoch's order is drawn before this hook, from the state that the fit began with.
         rng, self._begin_rng = self._begin_rng or rng_state(), None
         if epoch + 1 >= self.warmup_epochs and not self._is_over():

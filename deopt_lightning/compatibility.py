@@ -8,7 +8,6 @@ from typing import Any
 
 import lightning.pytorch as pl
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.utilities.model_helpers import is_overridden
 from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
 
 from deopt_lightning.averaging import stochastic_averages_of
@@ -114,7 +113,7 @@ def _problems(
             "different members. Carry weights or hyperparameters, or use WeightAveraging.",
         ),
         (
-            not is_overridden("validation_step", module),
+            not _overrides(module, "validation_step"),
             f"scores candidates by validation, but {type(module).__name__} has no "
             "validation_step. Add one that logs the monitor.",
         ),
@@ -144,6 +143,13 @@ def _problems(
             )
         )
     return [message for wrong, message in checks if wrong]
+
+
+def _overrides(module: pl.LightningModule, method: str) -> bool:
+    """Whether a module has a method of its own, whichever import name its base class has."""
+    ancestors = type(module).__mro__
+    base = next(ancestor for ancestor in ancestors if ancestor.__name__ == "LightningModule")
+    return method in vars(module) or getattr(type(module), method) is not getattr(base, method)
 
 
 def _class_name(value: Any, names: Sequence[str]) -> str | None:

@@ -221,6 +221,12 @@ def batches_trained(trainer: pl.Trainer) -> int:
     return int(trainer.fit_loop.epoch_loop.batch_progress.current.ready)
 
 
+def draws_order_again(trainer: pl.Trainer) -> bool:
+    """Whether a resumed epoch that now starts draws its order anew, as older Lightning does."""
+    loop = trainer.fit_loop
+    return not (hasattr(loop, "is_resuming") or loop.epoch_loop.restarting)
+
+
 def seed_random(trainer: pl.Trainer, seed: int) -> None:
     """Seeds torch's global generator and every loader's own."""
     torch.manual_seed(seed)

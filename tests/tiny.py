@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import lightning as L
+import pytest
 import torch
 import torchmetrics
 from lightning.pytorch.loggers import CSVLogger
@@ -24,7 +26,7 @@ class TinyModel(L.LightningModule):
 
     def __init__(self, make_optimizer: Callable[[Any], Any] | None = None) -> None:
         super().__init__()
-        self.make_optimizer = make_optimizer or (lambda p: torch.optim.Adam(p, lr=1e-2))
+        self.make_optimizer = make_optimizer or partial(torch.optim.Adam, lr=1e-2)
         self.first = nn.Linear(6, 8)
         self.norm = nn.BatchNorm1d(8)
         self.dropout = nn.Dropout(0.2)
@@ -156,6 +158,25 @@ class SilentDryRun(DEOptCallback):
 
     def _log(self, *args: Any) -> None:
         pass
+
+
+def moving_average(**options: Any) -> L.Callback:
+    """Lightning's exponential moving average of weights; skips the test where there is none yet."""
+    callbacks = L.pytorch.callbacks
+    if not hasattr(callbacks, "EMAWeightAveraging"):
+        pytest.skip("this version of Lightning averages no weights for validation")
+    return callbacks.EMAWeightAveraging(**{"decay": 0.8} | options)
+
+
+def average_of_epochs() -> L.Callback:
+    """An average that is updated at the ends of epochs, so that no probe's step enters it."""
+    return moving_average(update_every_n_steps=0, update_starting_at_epoch=0)
+
+
+def needs_settled_epochs(limit: dict[str, int]) -> None:
+    """Skips where Lightning itself, resumed with max_steps, does an epoch's end twice."""
+    if "max_steps" in limit and not hasattr(L.pytorch.loops._FitLoop, "is_resuming"):
+        pytest.skip("this version of Lightning does not resume exactly with max_steps")
 
 
 def same_state(left: dict[str, Tensor], right: dict[str, Tensor]) -> bool:

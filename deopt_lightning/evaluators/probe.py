@@ -100,8 +100,10 @@ class Probe:
     def validate(self) -> Score:
         """Validates the present weights."""
         try:
-            metrics = self.loops.validate()
+            metrics, finite = self.loops.validate(), True
         except FloatingPointError:
+            metrics, finite = {}, False
+        if not self.loops.all_ranks(finite):
             return Score(float("nan"), {}, trained=False, validated=True)
         perf = self.monitor.perf(metrics, self.loops)
         logged = {} if self.loops.plain else metrics

@@ -10,14 +10,22 @@ import numpy as np
 import pytest
 import torch
 from lightning.pytorch.callbacks import (
-    EMAWeightAveraging,
+    LearningRateFinder,
     ModelCheckpoint,
     StochasticWeightAveraging,
 )
 from torch.optim.swa_utils import AveragedModel
 
 from deopt_lightning import DEOptCallback
-from tests.tiny import ManualModel, SilentDryRun, TinyModel, fit, same_state, val_loader
+from tests.tiny import (
+    ManualModel,
+    SilentDryRun,
+    TinyModel,
+    fit,
+    moving_average,
+    same_state,
+    val_loader,
+)
 
 
 def make_callback(**options: Any) -> DEOptCallback:
@@ -37,7 +45,7 @@ def average_of(callback: L.Callback) -> AveragedModel:
 @pytest.mark.parametrize("first", [False, True])
 def test_scores_are_those_of_the_averaged_weights(carry: str, first: bool, tmp_path: Path) -> None:
     search = make_callback(carry=carry)
-    average = EMAWeightAveraging(decay=0.8)
+    average = moving_average()
     checkpoint = ModelCheckpoint(tmp_path, monitor="val_loss", save_top_k=-1)
     callbacks = [average, search] if first else [search, average]
     model, trainer = fit(tmp_path, [*callbacks, checkpoint], max_epochs=2)
@@ -58,17 +66,17 @@ def test_scores_are_those_of_the_averaged_weights(carry: str, first: bool, tmp_p
 
 def test_the_average_goes_on_with_the_probe_that_was_adopted(tmp_path: Path) -> None:
     """After n steps of the Trainer, the average has taken in n steps and the adopted probes'."""
-    search, average = make_callback(), EMAWeightAveraging(decay=0.8)
+    search, average = make_callback(), moving_average()
     fit(tmp_path, [search, average])
     assert int(average_of(average).n_averaged) == 36 + 3 * 5
-    plain = EMAWeightAveraging(decay=0.8)
+    plain = moving_average()
     fit(tmp_path / "dry", [SilentDryRun(), plain])
     assert int(average_of(plain).n_averaged) == 36
 
 
 def test_plain_weights_are_compared_while_the_average_stands_still(tmp_path: Path) -> None:
     search = make_callback()
-    average = EMAWeightAveraging(decay=0.8, update_starting_at_step=1000)
+    average = moving_average(update_starting_at_step=1000)
     _, trainer = fit(tmp_path, [search, average], max_epochs=1)
     (record,) = search.history
     perf = record["target_perf"] + record["trial_perf"]
@@ -80,7 +88,7 @@ def test_plain_weights_are_compared_while_the_average_stands_still(tmp_path: Pat
 @pytest.mark.parametrize("carry", ["weights", "population"])
 def test_resumed_run_with_an_average_equals_the_unbroken_one(carry: str, tmp_path: Path) -> None:
     def callbacks() -> list[L.Callback]:
-        return [make_callback(carry=carry), EMAWeightAveraging(decay=0.8)]
+        return [make_callback(carry=carry), moving_average()]
 
     checkpoint = ModelCheckpoint(tmp_path, save_top_k=-1, filename="{epoch}")
     unbroken, _ = fit(tmp_path / "unbroken", [*callbacks(), checkpoint], max_epochs=4)
@@ -186,3 +194,24 @@ def test_a_dry_run_of_members_leaves_no_trace_in_a_manual_run(tmp_path: Path) ->
     model, _ = fit(tmp_path / "search", [dry], model=ManualModel)
     assert same_state(plain.state_dict(), model.state_dict())
     assert len(dry.history) == 3
+
+
+# --- tuners --------------------------------------------------------------------------------------
+
+
+class Tunable(TinyModel):
+    def __init__(self) -> None:
+        super().__init__()
+        self.lr = 1e-6
+
+    def configure_optimizers(self) -> Any:
+        return torch.optim.Adam(self.parameters(), lr=self.lr)
+
+
+def test_the_search_starts_from_the_lr_that_a_finder_found(tmp_path: Path) -> None:
+    search = make_callback()
+    finder = LearningRateFinder(num_training_steps=20, early_stop_threshold=None)
+    model, _ = fit(tmp_path, [search, finder], model=Tunable, max_epochs=2)
+    assert model.lr != 1e-6
+    assert search.schedule[0]["lr"]["first"] == pytest.approx(model.lr)
+    assert len(search.history) == 2

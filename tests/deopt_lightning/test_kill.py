@@ -15,7 +15,7 @@ import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from deopt_lightning import DEOptCallback
-from tests.tiny import TinyModel, fit, same_state
+from tests.tiny import TinyModel, fit, needs_settled_epochs, same_state
 
 EPOCHS, STEPS = {"max_epochs": 4}, {"max_epochs": -1, "max_steps": 48}
 
@@ -100,6 +100,7 @@ def test_a_killed_run_goes_on_bit_for_bit(
     carry: str, model: type[TinyModel], steps: bool, unbroken: Any, tmp_path: Path
 ) -> None:
     limit = STEPS if steps else EPOCHS
+    needs_settled_epochs(limit)
     assert killed(tmp_path, model, carry, limit) == -signal.SIGKILL
     last = tmp_path / "last.ckpt"
     assert torch.load(last, weights_only=True)["epoch"] == 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,15 +12,23 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import (
     BackboneFinetuning,
-    EMAWeightAveraging,
     ModelPruning,
     StochasticWeightAveraging,
 )
+from lightning.pytorch.strategies import ModelParallelStrategy, SingleDeviceStrategy
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch.utils.data import DataLoader, IterableDataset
 
 from deopt_lightning import DEOptCallback
-from tests.tiny import ManualModel, TinyModel, fit, tiny_data, train_loader, val_loader
+from tests.tiny import (
+    ManualModel,
+    TinyModel,
+    fit,
+    moving_average,
+    tiny_data,
+    train_loader,
+    val_loader,
+)
 
 
 @pytest.mark.parametrize(
@@ -133,6 +142,33 @@ def test_unfit_trainers_are_refused_before_training(
         fit(tmp_path, callbacks, **options)
 
 
+@pytest.mark.parametrize("name", ["FSDPStrategy", "DeepSpeedStrategy", "XLAFSDPStrategy"])
+def test_sharded_strategies_are_refused_by_their_name(name: str, tmp_path: Path) -> None:
+    """The real ones need a GPU or another package before a fit begins."""
+    strategy = type(name, (SingleDeviceStrategy,), {})("cpu")
+    with pytest.raises(MisconfigurationException, match=f"does not support {name}, whose sharded"):
+        fit(tmp_path, [DEOptCallback("val_loss")], strategy=strategy)
+
+
+class Configured(TinyModel):
+    def configure_model(self) -> None:
+        pass
+
+
+def test_fsdp2_is_refused(tmp_path: Path) -> None:
+    try:
+        with pytest.raises(MisconfigurationException, match="does not support ModelParallelStrat"):
+            fit(
+                tmp_path,
+                [DEOptCallback("val_loss")],
+                model=Configured,
+                strategy=ModelParallelStrategy(),
+            )
+    finally:
+        if torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()
+
+
 def test_missing_validation_loader_is_refused(tmp_path: Path) -> None:
     trainer = L.Trainer(
         accelerator="cpu",
@@ -180,7 +216,7 @@ def test_layers_that_leave_parameters_out_are_refused(tmp_path: Path) -> None:
 def test_members_cannot_be_compared_by_an_average_that_has_not_begun(tmp_path: Path) -> None:
     callbacks = [
         DEOptCallback("val_loss", carry="population"),
-        EMAWeightAveraging(update_starting_at_step=100),
+        moving_average(update_starting_at_step=100),
     ]
     with pytest.raises(MisconfigurationException, match="averaged none of.*Set warmup_epochs"):
         fit(tmp_path, callbacks)
@@ -190,3 +226,14 @@ def test_probes_without_an_optimizer_step_are_refused(tmp_path: Path) -> None:
     callback = DEOptCallback("val_loss", probe_steps=4)
     with pytest.raises(MisconfigurationException, match="4 batches took no optimizer step"):
         fit(tmp_path, [callback], model=ManualModel)
+
+
+def test_the_documented_messages_are_those_of_the_code() -> None:
+    root = Path(__file__).parents[2]
+    table = (root / "docs" / "compatibility.md").read_text().partition("## Refused")[2]
+    rows = [line.split("|")[2] for line in table.splitlines() if line.startswith("| ")]
+    documented = [message for row in rows for message in re.findall(r'"([^"]+)"', row)]
+    code = "".join(path.read_text() for path in (root / "deopt_lightning").rglob("*.py"))
+    code = re.sub(r'"\s+f?"', "", code).replace("{count}", "2")
+    assert len(documented) >= 14
+    assert [message for message in documented if message not in code] == []

@@ -13,7 +13,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from deopt_lightning import DEOptCallback
-from tests.tiny import TinyModel, fit, same_state, val_loader
+from tests.tiny import TinyModel, fit, needs_settled_epochs, same_state, val_loader
 
 
 def make_callback(**options: Any) -> DEOptCallback:
@@ -75,6 +75,7 @@ EPOCHS, STEPS = {"max_epochs": 4}, {"max_epochs": -1, "max_steps": 48}
 def test_resumed_run_equals_the_unbroken_one(
     carry: str, optimizer: str, limit: dict[str, int], tmp_path: Path
 ) -> None:
+    needs_settled_epochs(limit)
     build = partial(TinyModel, OPTIMIZERS[optimizer])
     unbroken = make_callback(carry=carry)
     model, _ = fit(tmp_path / "unbroken", [unbroken], model=build, **limit)

@@ -13,12 +13,10 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import (
     EarlyStopping,
-    EMAWeightAveraging,
     GradientAccumulationScheduler,
     LearningRateMonitor,
     ModelCheckpoint,
     StochasticWeightAveraging,
-    WeightAveraging,
 )
 from torch.utils.data import DataLoader, IterableDataset
 
@@ -27,7 +25,9 @@ from tests.tiny import (
     ManualModel,
     SilentDryRun,
     TinyModel,
+    average_of_epochs,
     fit,
+    moving_average,
     same_state,
     tiny_data,
     train_loader,
@@ -78,13 +78,6 @@ def compiled() -> Any:
     return torch.compile(Compilable(), backend="eager")
 
 
-class OfEpochs(WeightAveraging):
-    """Averages at the ends of epochs, so that no probe's step enters the average."""
-
-    def should_update(self, step_idx: int | None = None, epoch_idx: int | None = None) -> bool:
-        return epoch_idx is not None
-
-
 schedule = torch.optim.lr_scheduler
 LAYERS = ("first", "norm", "last")
 CASES: dict[str, dict[str, Any]] = {
@@ -126,14 +119,14 @@ CASES: dict[str, dict[str, Any]] = {
             ModelCheckpoint(folder / "steps", every_n_train_steps=5, save_top_k=-1, save_last=True)
         ],
     },
-    "moving average": {"callbacks": lambda folder: [EMAWeightAveraging(decay=0.8)]},
+    "moving average": {"callbacks": lambda folder: [moving_average()]},
     "moving average before the search": {
-        "callbacks": lambda folder: [EMAWeightAveraging(decay=0.8, update_every_n_steps=2)],
+        "callbacks": lambda folder: [moving_average(update_every_n_steps=2)],
         "first": True,
     },
-    "average of epochs": {"callbacks": lambda folder: [OfEpochs()]},
+    "average of epochs": {"callbacks": lambda folder: [average_of_epochs()]},
     "average that begins late": {
-        "callbacks": lambda folder: [EMAWeightAveraging(decay=0.8, update_starting_at_step=20)]
+        "callbacks": lambda folder: [moving_average(update_starting_at_step=20)]
     },
     "stochastic average": {
         "callbacks": lambda folder: [StochasticWeightAveraging(0.02, 0.5, annealing_epochs=2)],
