@@ -10,19 +10,17 @@ import numpy as np
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
-from deopt_lightning import compatibility, trainer_seam
-from deopt_lightning.differential_evolution import DifferentialEvolution, Strategy
+from deopt_lightning import compatibility
+from deopt_lightning.differential_evolution import Strategy
 from deopt_lightning.evaluators.probe import Monitor
-from deopt_lightning.generation import ProbeMaker
 from deopt_lightning.layer_control import LayerControl
 from deopt_lightning.members import MemberSearch
 from deopt_lightning.probing import ProbeSearch
 from deopt_lightning.random_state import rng_state, set_rng_state
+from deopt_lightning.rank_exchange import gather_ranks, warn_of_lost_rank
 from deopt_lightning.scale_factor import LocalSearch
 from deopt_lightning.search_space import Bounds, Repair
-from deopt_lightning.steady_state import SteadyStateDE
-
-PROBE_STEPS = 0.25  # of an epoch, unless given
+from deopt_lightning.searches import build_search
 
 
 class DEOptCallback(Callback):
@@ -72,6 +70,9 @@ class DEOptCallback(Callback):
             one thread; 0 for none. By default one for each of torch's threads, on Linux without a
             GPU. A worker is a fork of the process: what steps write to files or attributes of
             other objects stays in it.
+        share_over_ranks: With ``strategy="ddp"``, each process trains candidates of its own,
+            instead of all of them together every one, where the module has a method
+            ``training_loss(batch)``. The results are the same up to rounding; see docs/scaling.md.
 
     Raises:
         ValueError: For an argument that cannot work, naming it and the way out.
@@ -108,6 +109,7 @@ class DEOptCallback(Callback):
         adopt: bool = True,
         direct_steps: bool = True,
         workers: int | None = None,
+        share_over_ranks: bool = False,
     ) -> None:
         self.monitor = monitor
         self.mode = mode
@@ -127,6 +129,7 @@ class DEOptCallback(Callback):
         self.adopt = adopt
         self.direct_steps = direct_steps
         self.workers = workers
+        self.share_over_ranks = share_over_ranks
         compatibility.check_arguments(vars(self))
         self._reset()
 
@@ -172,7 +175,7 @@ class DEOptCallback(Callback):
         try:
             self._control = LayerControl(trainer.optimizers[0], pl_module, self.layers, schedulers)
             self._values = self._control.own_values
-            self._search = self._build_search()
+            self._search = build_search(vars(self), self._control)
             if self._resumed_checkpoint is not None:
                 self._control.to_split_layout(self._resumed_checkpoint)
                 self._resumed_checkpoint = None
@@ -243,8 +246,14 @@ class DEOptCallback(Callback):
             "probe_steps_taken": self.probe_steps_taken,
             "evaluations": self.evaluations,
             "last_epoch": self._last_epoch,
-            "rng": trainer_seam.gather_ranks(rng_state()),
+            "rng": gather_ranks(rng_state()),
         }
+
+    def on_exception(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
+    ) -> None:
+        """Says in plain words if another process of the run is gone."""
+        warn_of_lost_rank(exception)
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Removes the hooks from the optimizer."""
@@ -287,56 +296,11 @@ class DEOptCallback(Callback):
         """Logs into the row of the epoch that has just ended."""
         pl_module.log_dict(metrics, sync_dist=trainer.world_size > 1)
 
-    def _build_search(self) -> ProbeSearch | MemberSearch:
-        """A search around the optimizer's own values, which open the first population."""
-        space, own, near = self._control.search_space(self.lr_bounds, self.weight_decay_bounds)
-        monitor = Monitor(self.monitor, self.mode)
-        maker = ProbeMaker(monitor, direct=self.direct_steps, workers=self.workers)
-        if self.carry == "population":
-            members = SteadyStateDE(
-                space,
-                self.population_size,
-                strategy=self.strategy,
-                repair=self.repair,
-                initial=[own],
-                near=near,
-                seed=self.seed,
-            )
-            return MemberSearch(members, self._control, maker, adopt=self.adopt)
-        targets = DifferentialEvolution(
-            space,
-            self.population_size,
-            strategy=self.strategy,
-            local_search=self.local_search,
-            repair=self.repair,
-            initial=[own],
-            seed=self.seed,
-        )
-        return ProbeSearch(
-            targets,
-            self._control,
-            maker,
-            probe_steps=PROBE_STEPS if self.probe_steps is None else self.probe_steps,
-            seed=self.seed,
-            carry_weights=self.carry == "weights",
-            adopt=self.adopt,
-        )
-
     def _resume(
         self, trainer: pl.Trainer, search: ProbeSearch | MemberSearch, state: dict[str, Any]
     ) -> None:
         """Goes on where a checkpoint left off."""
-        names = list(self._control.layer_names)
-        if state["layers"] != names:
-            raise ValueError(
-                f"The checkpoint was written with the layers {state['layers']}, this run has "
-                f"{names}. Resume with the same model and `layers`."
-            )
-        if state["carry"] != self.carry:
-            raise ValueError(
-                f"The checkpoint was written with carry={state['carry']!r}, this run has "
-                f"carry={self.carry!r}. Resume with the same."
-            )
+        compatibility.check_resumed(state, list(self._control.layer_names), self.carry)
         search.load_state_dict(state["search"])
         self._values = np.array(state["values"])
         self.history = list(state["history"])

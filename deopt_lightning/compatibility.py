@@ -47,6 +47,24 @@ def check_arguments(arguments: Mapping[str, Any]) -> None:
     _check_bounds("weight_decay_bounds", arguments["weight_decay_bounds"], positive=False)
 
 
+def check_resumed(state: Mapping[str, Any], layers: list[str], carry: str) -> None:
+    """Refuses a checkpoint that another kind of search has written.
+
+    Raises:
+        ValueError: Naming what differs.
+    """
+    if state["layers"] != layers:
+        raise ValueError(
+            f"The checkpoint was written with the layers {state['layers']}, this run has "
+            f"{layers}. Resume with the same model and `layers`."
+        )
+    if state["carry"] != carry:
+        raise ValueError(
+            f"The checkpoint was written with carry={state['carry']!r}, this run has "
+            f"carry={carry!r}. Resume with the same."
+        )
+
+
 def _check_at_least(name: str, value: int, least: int) -> None:
     if value < least:
         raise ValueError(f"{name} must be at least {least}; got {value}.")

@@ -16,6 +16,7 @@ from deopt_lightning import trainer_seam
 from deopt_lightning.direct_steps import DirectSteps, equals_loops, why_not
 from deopt_lightning.evaluators.probe import Metrics, Monitor, Probe
 from deopt_lightning.progress import generation_progress
+from deopt_lightning.rank_sharing import RankSharing
 from deopt_lightning.snapshot import Snapshot
 from deopt_lightning.trainer_seam import ProbeLoops
 from deopt_lightning.workers import worker_count
@@ -50,10 +51,12 @@ class ProbeMaker:
         direct: Whether to take direct steps where the module allows them.
         workers: Number of processes that share a generation's probes; None: one for each of
             torch's threads, where that is possible.
+        share: Whether the processes of a distributed run are to share a generation's probes.
     """
 
-    def __init__(self, monitor: Monitor, *, direct: bool, workers: int | None) -> None:
+    def __init__(self, monitor: Monitor, *, direct: bool, workers: int | None, share: bool) -> None:
         self.monitor = monitor
+        self.sharing = RankSharing(share, direct=direct)
         self._direct = direct
         self._asked_workers = workers
         self._checked = False

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 from copy import copy
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import lightning.pytorch as pl
@@ -25,6 +27,8 @@ from deopt_lightning.layer_control import LayerControl
 from deopt_lightning.member_state import from_plain, to_plain
 from deopt_lightning.param_groups import set_option
 from deopt_lightning.random_state import RandomState
+from deopt_lightning.rank_exchange import broadcast_plain, is_rank_zero, spread_snapshot
+from deopt_lightning.rank_sharing import share_out
 from deopt_lightning.snapshot import SCHEDULED_OPTIONS, Snapshot
 from deopt_lightning.steady_state import SteadyStateDE
 from deopt_lightning.workers import run_shared_out
@@ -68,7 +72,8 @@ class MemberSearch:
         self._maker = maker
         self._adopts = adopt
         self._leader = 0
-        self._members: list[Snapshot] = []
+        self._members: list[Snapshot | None] = []
+        self._homes: list[int | None] = []  # the only rank that has a member; None: all have it
         self._epoch_start: EpochStart | None = None
         self._resumed: dict[str, Any] | None = None
 
@@ -78,7 +83,7 @@ class MemberSearch:
         if resumed is None:
             return
         present = take_snapshot(trainer)
-        self._members = [from_plain(plain, present) for plain in resumed["members"]]
+        self._keep([from_plain(plain, present) for plain in resumed["members"]])
         if resumed["epoch_start"] is not None:
             random, progress, options = resumed["epoch_start"]
             random_state = RandomState.take(trainer_seam.loader_generators(trainer), random)
@@ -92,7 +97,7 @@ class MemberSearch:
             rng: State of the global random generators from which the epoch's order is drawn.
         """
         if not self._members:
-            self._members = [take_snapshot(trainer)] * self.search.population_size
+            self._keep([take_snapshot(trainer)] * self.search.population_size)
         self._epoch_start = EpochStart(
             RandomState.take(trainer_seam.loader_generators(trainer), rng),
             trainer_seam.step_counts(trainer),
@@ -126,25 +131,18 @@ class MemberSearch:
                 probe.loops.progress = self._epoch_start.progress
                 end.restore()
                 results[self._leader] = _Result(end, _score_of_leader(probe, logged, due))
-
-                def train(index: int) -> _Result:
-                    self._go_back(trainer, others[index], end)
-                    score = probe.score(validate=due)
-                    return _Result(take_snapshot(trainer), score)
-
-                workers = self._maker.workers
-                known = end.originals() if workers > 1 else ()
-                for index, result in run_shared_out(train, len(others), workers, known):
-                    results[others[index]] = result
+                for member, result in self._train(trainer, probe, others, end, due):
+                    results[member] = result
                     advance()
         ordered = [results[member] for member in range(len(self._members))]
         self._members = [result.snapshot for result in ordered]
+        self._homes = [result.home for result in ordered]
         scores = [result.score for result in ordered]
         steps = optimizer_steps(trainer, len(batches)) * sum(score.trained for score in scores)
         cost = {"probe_steps": steps, "evaluations": sum(score.validated for score in scores)}
         if not due:
             return Outcome(None, None, {}, **cost)
-        generation = self._compare(trainer, ordered)
+        generation = self._compare(trainer, ordered, end)
         best = self._maker.monitor.signed(scores[self._leader].perf)
         return Outcome(
             values=self.search.space.decode(self.search.vectors[self._leader]),
@@ -165,7 +163,10 @@ class MemberSearch:
         return {
             "search": self.search.state_dict(),
             "leader": self._leader,
-            "members": [to_plain(snapshot) for snapshot in self._members],
+            "members": [
+                _gather(snapshot, home)
+                for snapshot, home in zip(self._members, self._homes, strict=True)
+            ],
             "epoch_start": start and [start.random.rng, start.progress, start.options],
         }
 
@@ -177,7 +178,12 @@ class MemberSearch:
 
     def release(self) -> None:
         """Frees the members; the leader goes on alone."""
-        self._members, self._epoch_start = [], None
+        self._keep([])
+        self._epoch_start = None
+
+    def _keep(self, members: list[Snapshot]) -> None:
+        """Has members that every process has."""
+        self._members, self._homes = [*members], [None] * len(members)
 
     def _batches(self, trainer: pl.Trainer) -> list[object]:
         """As many batches as the epoch has had, drawn from the random state it began with."""
@@ -186,29 +192,62 @@ class MemberSearch:
         count = trainer_seam.batches_trained(trainer)
         return trainer_seam.fetch_batches(trainer, count, trainer.current_epoch)
 
-    def _go_back(self, trainer: pl.Trainer, member: int, end: Snapshot) -> None:
-        """Puts a member where it began the epoch, with its values and everyone's random state."""
+    def _train(
+        self, trainer: pl.Trainer, probe: Probe, members: list[int], end: Snapshot, due: bool
+    ) -> Iterator[tuple[int, _Result]]:
+        """Trains members on the probe's batches and, on request, validates them; in any order."""
+        batches, take = probe.loops.batches, partial(take_snapshot, trainer)
+        write = partial(self._write, trainer)
+        ranks = self._maker.sharing.begin(probe, batches, end, take)
+        if ranks is not None:
+            owners = share_out(members, self._homes, trainer.world_size)
+            for member, score, snapshot in ranks.scores(owners, self._restore, write, due):
+                yield member, _Result(snapshot, score, owners[member])
+            return
+
+        def train(index: int) -> _Result:
+            self._restore(members[index])
+            end.random.restore()
+            write(members[index])
+            score = probe.score(validate=due)
+            return _Result(take(), score)
+
+        workers = self._maker.workers
+        known = end.originals() if workers > 1 else ()
+        for index, result in run_shared_out(train, len(members), workers, known):
+            yield members[index], result
+
+    def _restore(self, member: int) -> None:
+        """Puts a member where it began the epoch."""
+        snapshot = self._members[member]
+        assert snapshot is not None
+        snapshot.restore()
+
+    def _write(self, trainer: pl.Trainer, member: int) -> None:
+        """Writes a member's values, and what schedulers had written as the epoch began."""
         assert self._epoch_start is not None
-        self._members[member].restore()
-        end.random.restore()
         for group, options in zip(_groups(trainer), self._epoch_start.options, strict=True):
             for key, value in options.items():
                 set_option(group, key, value)
         self._control.write(self.search.space.decode(self.search.vectors[member]))
 
-    def _compare(self, trainer: pl.Trainer, results: list[_Result]) -> dict[str, Any]:
+    def _compare(
+        self, trainer: pl.Trainer, results: list[_Result], end: Snapshot
+    ) -> dict[str, Any]:
         """Replaces the worst, lets the best lead, and returns the record of it."""
         search, perf = self.search, np.array([result.score.perf for result in results])
         members = search.space.decode(search.vectors).tolist()
         parents = search.tell(perf, keep=None if self._adopts else self._leader)
-        self._members = [results[parent].snapshot for parent in parents]
-        if not np.isfinite(perf).any():
-            warn_all_diverged(trainer)
-        elif self._adopts:
+        if np.isfinite(perf).any():
             best = int(np.argmax(np.where(np.isfinite(perf), perf, -np.inf)))
-            if best != self._leader:
-                adopt_weights(trainer, results[best].snapshot, results[best].score.metrics)
+            results[best], state = _everywhere(results[best], end)
+            if self._adopts and best != self._leader:
+                adopt_weights(trainer, state, results[best].score.metrics)
                 self._leader = best
+        else:
+            warn_all_diverged(trainer)
+        self._members = [results[parent].snapshot for parent in parents]
+        self._homes = [results[parent].home for parent in parents]
         return {
             "epoch": trainer.current_epoch,
             "names": list(search.space.names),
@@ -221,10 +260,34 @@ class MemberSearch:
 
 @dataclass(frozen=True)
 class _Result:
-    """A member at the end of an epoch."""
+    """A member at the end of an epoch.
 
-    snapshot: Snapshot
+    Attributes:
+        snapshot: Its state; None if another process has it.
+        score: Its score.
+        home: The only rank that has its state; None if all have.
+    """
+
+    snapshot: Snapshot | None
     score: Score
+    home: int | None = None
+
+
+def _everywhere(result: _Result, present: Snapshot) -> tuple[_Result, Snapshot]:
+    """A member that every process has, and its state."""
+    snapshot = result.snapshot
+    if result.home is not None:
+        snapshot = spread_snapshot(snapshot, result.home, present)
+    assert snapshot is not None
+    return _Result(snapshot, result.score), snapshot
+
+
+def _gather(snapshot: Snapshot | None, home: int | None) -> dict[str, Any] | None:
+    """A member's plain form where checkpoints are written; every process must call it."""
+    plain = to_plain(snapshot) if snapshot is not None else None
+    if home is not None:
+        plain = broadcast_plain(snapshot, home)
+    return plain if is_rank_zero() else None
 
 
 def _score_of_leader(probe: Probe, logged: Metrics | None, due: bool) -> Score:

@@ -24,6 +24,7 @@ FLOORS = [
         "random_state",
         "snapshot",
         "member_state",
+        "rank_exchange",
         "param_groups",
         "lr_schedule",
         "checkpoint_layout",
@@ -39,12 +40,14 @@ FLOORS = [
         "evaluators.base",
         "evaluators.probe",
         "evaluators.sequential",
+        "evaluators.distributed",
+        "rank_sharing",
         "generation",
         "history",
         "probing",
         "members",
     ],
-    ["callback"],
+    ["searches", "callback"],
     [""],  # the package itself
 ]
 ORDER = [name for floor in FLOORS for name in floor]
