@@ -73,6 +73,8 @@ class DEOptCallback(Callback):
         share_over_ranks: With ``strategy="ddp"``, each process trains candidates of its own,
             instead of all of them together every one, where the module has a method
             ``training_loss(batch)``. The results are the same up to rounding; see docs/scaling.md.
+        snapshot_device: Where the states of candidates and members are kept: None for the model's
+            device, ``"cpu"`` to leave a GPU's memory to training.
 
     Raises:
         ValueError: For an argument that cannot work, naming it and the way out.
@@ -110,6 +112,7 @@ class DEOptCallback(Callback):
         direct_steps: bool = True,
         workers: int | None = None,
         share_over_ranks: bool = False,
+        snapshot_device: Literal["cpu"] | None = None,
     ) -> None:
         self.monitor = monitor
         self.mode = mode
@@ -130,6 +133,7 @@ class DEOptCallback(Callback):
         self.direct_steps = direct_steps
         self.workers = workers
         self.share_over_ranks = share_over_ranks
+        self.snapshot_device = snapshot_device
         compatibility.check_arguments(vars(self))
         self._reset()
 
@@ -144,6 +148,11 @@ class DEOptCallback(Callback):
         self._search: ProbeSearch | MemberSearch | None = None
         self._resumed_rng: dict[str, Any] | None = None
         self._begin_rng: dict[str, Any] | None = None
+
+    @property
+    def member_bytes(self) -> int:
+        """Size of the members' states in this process, with ``carry="population"``; else 0."""
+        return self._search.nbytes if isinstance(self._search, MemberSearch) else 0
 
     # --- hooks, in the order in which the Trainer calls them ------------------------------------
 

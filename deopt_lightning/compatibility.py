@@ -31,6 +31,7 @@ def check_arguments(arguments: Mapping[str, Any]) -> None:
     """
     check_choice("mode", arguments["mode"], ("min", "max"))
     check_choice("carry", arguments["carry"], ("hyperparameters", "weights", "population"))
+    check_choice("snapshot_device", arguments["snapshot_device"], (None, "cpu"))
     if not arguments["monitor"]:
         raise ValueError("monitor must name a validation metric; got an empty string.")
     search = ("population_size", "strategy", "local_search", "repair")

@@ -52,10 +52,20 @@ class ProbeMaker:
         workers: Number of processes that share a generation's probes; None: one for each of
             torch's threads, where that is possible.
         share: Whether the processes of a distributed run are to share a generation's probes.
+        snapshot_device: Where snapshots keep their tensors; by default where these are.
     """
 
-    def __init__(self, monitor: Monitor, *, direct: bool, workers: int | None, share: bool) -> None:
+    def __init__(
+        self,
+        monitor: Monitor,
+        *,
+        direct: bool,
+        workers: int | None,
+        share: bool,
+        snapshot_device: str | None,
+    ) -> None:
         self.monitor = monitor
+        self.snapshot_device = snapshot_device
         self.sharing = RankSharing(share, direct=direct)
         self._direct = direct
         self._asked_workers = workers
@@ -104,13 +114,19 @@ class ProbeMaker:
             )
 
 
-def take_snapshot(trainer: pl.Trainer) -> Snapshot:
-    """A snapshot of everything that a Trainer's steps and validation change."""
+def take_snapshot(trainer: pl.Trainer, device: str | None = None) -> Snapshot:
+    """A snapshot of everything that a Trainer's steps and validation change.
+
+    Args:
+        trainer: The Trainer.
+        device: Where it keeps tensors, see ``Snapshot.take``.
+    """
     return Snapshot.take(
         trainer.lightning_module,
         trainer.optimizers,
         stateful=[trainer.precision_plugin],
         generators=trainer_seam.loader_generators(trainer),
+        device=device,
     )
 
 

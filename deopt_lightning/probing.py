@@ -74,13 +74,13 @@ class ProbeSearch:
             return None
         started = time.perf_counter()
         search, before = self.search, self.search.state_dict()
-        start = take_snapshot(trainer)
+        take = partial(take_snapshot, trainer, self._maker.snapshot_device)
+        start = take()
         try:
             with start.restored_on_exit():
                 batches = self._batches(trainer)
                 expected = 2 * search.population_size
                 with self._maker.probing(trainer, batches, start, expected) as (probe, advance):
-                    take = partial(take_snapshot, trainer)
                     ranks = self._maker.sharing.begin(probe, batches, start, take)
                     kind = (
                         partial(DistributedEvaluator, ranks=ranks) if ranks else SequentialEvaluator

@@ -31,6 +31,7 @@ def build_search(arguments: Mapping[str, Any], control: LayerControl) -> ProbeSe
         direct=arguments["direct_steps"],
         workers=arguments["workers"],
         share=arguments["share_over_ranks"],
+        snapshot_device=arguments["snapshot_device"],
     )
     size, adopt = arguments["population_size"], arguments["adopt"]
     common = {name: arguments[name] for name in ("strategy", "repair", "seed")}

@@ -25,6 +25,7 @@ FLOORS = [
         "snapshot",
         "member_state",
         "rank_exchange",
+        "held_state",
         "param_groups",
         "lr_schedule",
         "checkpoint_layout",
@@ -32,6 +33,7 @@ FLOORS = [
     ],
     [
         "trainer_seam",
+        "epoch_start",
         "progress",
         "compatibility",
         "workers",
