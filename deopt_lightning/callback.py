@@ -13,7 +13,9 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from deopt_lightning import averaging, compatibility, trainer_seam
 from deopt_lightning.differential_evolution import Strategy
 from deopt_lightning.evaluators.probe import Monitor
+from deopt_lightning.members import MemberSearch
 from deopt_lightning.random_state import rng_state, set_rng_state
+from deopt_lightning.rank_exchange import gather_ranks, warn_of_lost_rank
 from deopt_lightning.scale_factor import LocalSearch
 from deopt_lightning.search_space import Bounds, Repair
 from deopt_lightning.searches import Search, build_search
@@ -72,6 +74,11 @@ class DEOptCallback(Callback):
             one thread; 0 for none. By default one for each of torch's threads, on Linux without a
             GPU. A worker is a fork of the process: what steps write to files or attributes of
             other objects stays in it.
+        share_over_ranks: With ``strategy="ddp"``, each process trains candidates of its own,
+            instead of all of them together every one, where the module has a method
+            ``training_loss(batch)``. The results are the same up to rounding; see docs/scaling.md.
+        snapshot_device: Where the states of candidates and members are kept: None for the model's
+            device, ``"cpu"`` to leave a GPU's memory to training.
 
     Raises:
         ValueError: For an argument that cannot work, naming it and the way out.
@@ -109,6 +116,8 @@ class DEOptCallback(Callback):
         optimizer_index: int | None = None,
         direct_steps: bool = True,
         workers: int | None = None,
+        share_over_ranks: bool = False,
+        snapshot_device: Literal["cpu"] | None = None,
     ) -> None:
         self.monitor = monitor
         self.mode = mode
@@ -129,6 +138,8 @@ class DEOptCallback(Callback):
         self.optimizer_index = optimizer_index
         self.direct_steps = direct_steps
         self.workers = workers
+        self.share_over_ranks = share_over_ranks
+        self.snapshot_device = snapshot_device
         compatibility.check_arguments(vars(self))
         self._reset()
 
@@ -143,6 +154,11 @@ class DEOptCallback(Callback):
         self._search: Search | None = None
         self._resumed_rng: dict[str, Any] | None = None
         self._begin_rng: dict[str, Any] | None = None
+
+    @property
+    def member_bytes(self) -> int:
+        """Size of the members' states in this process, with ``carry="population"``; else 0."""
+        return self._search.nbytes if isinstance(self._search, MemberSearch) else 0
 
     # --- hooks, in the order in which the Trainer calls them ------------------------------------
 
@@ -247,8 +263,14 @@ class DEOptCallback(Callback):
             "probe_steps_taken": self.probe_steps_taken,
             "evaluations": self.evaluations,
             "last_epoch": self._last_epoch,
-            "rng": trainer_seam.gather_ranks(rng_state()),
+            "rng": gather_ranks(rng_state()),
         }
+
+    def on_exception(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
+    ) -> None:
+        """Says in plain words if another process of the run is gone."""
+        warn_of_lost_rank(exception)
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Removes the hooks from the optimizer."""
@@ -295,17 +317,7 @@ class DEOptCallback(Callback):
 
     def _resume(self, trainer: pl.Trainer, search: Search, state: dict[str, Any]) -> None:
         """Goes on where a checkpoint left off."""
-        names = list(self._control.layer_names)
-        if state["layers"] != names:
-            raise ValueError(
-                f"The checkpoint was written with the layers {state['layers']}, this run has "
-                f"{names}. Resume with the same model and `layers`."
-            )
-        if state["carry"] != self.carry:
-            raise ValueError(
-                f"The checkpoint was written with carry={state['carry']!r}, this run has "
-                f"carry={self.carry!r}. Resume with the same."
-            )
+        compatibility.check_resumed(state, list(self._control.layer_names), self.carry)
         search.load_state_dict(state["search"])
         self._values = np.array(state["values"])
         self.history = list(state["history"])

@@ -27,6 +27,7 @@ def check_arguments(arguments: Mapping[str, Any]) -> None:
     check_choice("mode", arguments["mode"], ("min", "max"))
     carry = arguments["carry"]
     check_choice("carry", carry, ("hyperparameters", "weights", "population", "chain"))
+    check_choice("snapshot_device", arguments["snapshot_device"], (None, "cpu"))
     if carry == "chain" and not arguments["adopt"]:
         raise ValueError(
             "adopt=False cannot be set with carry='chain', whose trials are scored by the epochs "
@@ -49,6 +50,24 @@ def check_arguments(arguments: Mapping[str, Any]) -> None:
         _check_probe_steps(arguments["probe_steps"], carry)
     _check_bounds("lr_bounds", arguments["lr_bounds"], positive=True)
     _check_bounds("weight_decay_bounds", arguments["weight_decay_bounds"], positive=False)
+
+
+def check_resumed(state: Mapping[str, Any], layers: list[str], carry: str) -> None:
+    """Refuses a checkpoint that another kind of search has written.
+
+    Raises:
+        ValueError: Naming what differs.
+    """
+    if state["layers"] != layers:
+        raise ValueError(
+            f"The checkpoint was written with the layers {state['layers']}, this run has "
+            f"{layers}. Resume with the same model and `layers`."
+        )
+    if state["carry"] != carry:
+        raise ValueError(
+            f"The checkpoint was written with carry={state['carry']!r}, this run has "
+            f"carry={carry!r}. Resume with the same."
+        )
 
 
 def _check_at_least(name: str, value: int, least: int) -> None:

@@ -17,6 +17,7 @@ from deopt_lightning.averaging import averages_of
 from deopt_lightning.direct_steps import DirectSteps, equals_loops, why_not
 from deopt_lightning.evaluators.probe import Metrics, Monitor, Probe
 from deopt_lightning.progress import generation_progress
+from deopt_lightning.rank_sharing import RankSharing
 from deopt_lightning.snapshot import Snapshot
 from deopt_lightning.trainer_seam import ProbeLoops
 from deopt_lightning.workers import worker_count
@@ -51,10 +52,22 @@ class ProbeMaker:
         direct: Whether to take direct steps where the module allows them.
         workers: Number of processes that share a generation's probes; None: one for each of
             torch's threads, where that is possible.
+        share: Whether the processes of a distributed run are to share a generation's probes.
+        snapshot_device: Where snapshots keep their tensors; by default where these are.
     """
 
-    def __init__(self, monitor: Monitor, *, direct: bool, workers: int | None) -> None:
+    def __init__(
+        self,
+        monitor: Monitor,
+        *,
+        direct: bool,
+        workers: int | None,
+        share: bool,
+        snapshot_device: str | None,
+    ) -> None:
         self.monitor = monitor
+        self.snapshot_device = snapshot_device
+        self.sharing = RankSharing(share, direct=direct)
         self._direct = direct
         self._asked_workers = workers
         self._checked = False
@@ -111,8 +124,13 @@ class ProbeMaker:
             )
 
 
-def take_snapshot(trainer: pl.Trainer) -> Snapshot:
-    """A snapshot of everything that a Trainer's steps and validation change."""
+def take_snapshot(trainer: pl.Trainer, device: str | None = None) -> Snapshot:
+    """A snapshot of everything that a Trainer's steps and validation change.
+
+    Args:
+        trainer: The Trainer.
+        device: Where it keeps tensors, see ``Snapshot.take``.
+    """
     return Snapshot.take(
         trainer.lightning_module,
         trainer.optimizers,
@@ -121,6 +139,7 @@ def take_snapshot(trainer: pl.Trainer) -> Snapshot:
         schedulers=[config.scheduler for config in trainer.lr_scheduler_configs],
         beside=averages_of(trainer),
         gradients=not trainer.lightning_module.automatic_optimization,
+        device=device,
     )
 
 

@@ -41,6 +41,7 @@ def from_plain(plain: dict[str, Any], present: Snapshot) -> Snapshot:
         present: A snapshot of the model as it is.
     """
     parameters: dict[str, torch.Tensor] = dict(present.modules[0].named_parameters())
+    places = {id(tensor): copy.device for tensor, copy in present.tensors}
     copies = {
         id(live[name]): copy
         for live, saved in zip(_live(present), plain["modules"], strict=True)
@@ -52,7 +53,10 @@ def from_plain(plain: dict[str, Any], present: Snapshot) -> Snapshot:
     optimizers = [
         (
             optimizer,
-            {parameters[name]: _on(entries, parameters[name]) for name, entries in state.items()},
+            {
+                (parameter := parameters[name]): _on(entries, parameter, places[id(parameter)])
+                for name, entries in state.items()
+            },
             groups,
         )
         for (optimizer, _, groups), state in zip(
@@ -73,10 +77,10 @@ def _like(value: torch.Tensor, present: torch.Tensor) -> torch.Tensor:
     return value.to(present.device, present.dtype)
 
 
-def _on(entries: dict[str, Any], parameter: torch.Tensor) -> dict[str, Any]:
-    """Entries of an optimizer's state on the parameter's device, but for step counts."""
+def _on(entries: dict[str, Any], parameter: torch.Tensor, device: torch.device) -> dict[str, Any]:
+    """Entries of an optimizer's state on a device, but for step counts."""
     return {
-        key: value.to(parameter.device)
+        key: value.to(device)
         if isinstance(value, torch.Tensor) and value.shape == parameter.shape
         else value
         for key, value in entries.items()

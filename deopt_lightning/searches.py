@@ -33,6 +33,8 @@ def build_search(arguments: Mapping[str, Any], control: LayerControl) -> Search:
         Monitor(arguments["monitor"], arguments["mode"]),
         direct=arguments["direct_steps"],
         workers=arguments["workers"],
+        share=arguments["share_over_ranks"],
+        snapshot_device=arguments["snapshot_device"],
     )
     size, carry = arguments["population_size"], arguments["carry"]
     settings = {name: arguments[name] for name in ("strategy", "repair", "seed")}

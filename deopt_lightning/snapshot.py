@@ -60,6 +60,7 @@ class Snapshot:
         schedulers: Iterable[Stateful] = (),
         beside: Iterable[object] = (),
         gradients: bool = False,
+        device: str | None = None,
     ) -> Snapshot:
         """Copies the present state.
 
@@ -72,6 +73,8 @@ class Snapshot:
             beside: Objects that follow the weights, such as a callback that averages them: their
                 plain attributes and the modules that they hold are part of the state.
             gradients: Whether gradients are part of the state; else they are dropped.
+            device: Where the copies of parameters, buffers and optimizer state of their shape are
+                kept; by default where these are.
         """
         beside = list(beside)
         modules = [module, *(m for o in beside for m in vars(o).values() if _is_module(m, module))]
@@ -81,7 +84,7 @@ class Snapshot:
         with torch.no_grad():
             return cls(
                 modules=modules,
-                tensors=[(tensor, tensor.detach().clone()) for tensor in kept],
+                tensors=[(tensor, _clone(tensor, device)) for tensor in kept],
                 gradients=[(p, _copy(p.grad)) for p in parameters] if gradients else [],
                 buffers=[
                     (owner, name, buffer)
@@ -89,7 +92,7 @@ class Snapshot:
                     for name, buffer in owner.named_buffers(recurse=False)
                 ],
                 attributes=[(owner, _plain_attributes(owner)) for owner in [*submodules, *beside]],
-                optimizers=[_take_optimizer(optimizer) for optimizer in optimizers],
+                optimizers=[_take_optimizer(optimizer, device) for optimizer in optimizers],
                 stateful=[(part, _copy(part.state_dict())) for part in stateful],
                 schedulers=[(part, _copy(part.state_dict())) for part in schedulers],
                 random=RandomState.take(generators),
@@ -127,6 +130,14 @@ class Snapshot:
                 _restore_optimizer(optimizer, state, groups, keep)
         for part, part_state in self.stateful:
             part.load_state_dict(_copy(part_state))
+
+    @property
+    def nbytes(self) -> int:
+        """Size of the copies of parameters, buffers and optimizer state."""
+        states = [entries for _, state, _ in self.optimizers for entries in state.values()]
+        values = [value for entries in states for value in entries.values()]
+        copies = [*(copy for _, copy in self.tensors), *values]
+        return sum(copy.nbytes for copy in copies if isinstance(copy, torch.Tensor))
 
     def originals(self) -> list[object]:
         """All that the snapshot would write to: modules, tensors, containers, generators, ..."""
@@ -257,9 +268,15 @@ def _restore_tuple(value: tuple[Any, ...], items: list[Restorer]) -> tuple[Any, 
 
 
 def _take_optimizer(
-    optimizer: Optimizer,
+    optimizer: Optimizer, device: str | None
 ) -> tuple[Optimizer, dict[torch.Tensor, dict[str, Any]], list[dict[str, Any]]]:
-    state = {parameter: _copy(entries) for parameter, entries in optimizer.state.items()}
+    state = {
+        parameter: {
+            key: _clone(value, device) if _is_like(value, parameter) else _copy(value)
+            for key, value in entries.items()
+        }
+        for parameter, entries in optimizer.state.items()
+    }
     groups = [
         {key: _copy(value) for key, value in group.items() if key not in ("params", "param_names")}
         for group in optimizer.param_groups
@@ -276,9 +293,19 @@ def _restore_optimizer(
     for parameter in [p for p in optimizer.state if p not in state]:
         del optimizer.state[parameter]
     for parameter, saved in state.items():
-        _restore_entries(optimizer.state[parameter], saved)
+        _restore_entries(optimizer.state[parameter], saved, parameter=parameter)
     for group, saved in zip(optimizer.param_groups, groups, strict=True):
         _restore_entries(group, saved, keep=("params", "param_names", *keep))
+
+
+def _is_like(value: Any, parameter: torch.Tensor) -> bool:
+    """Whether an entry of the optimizer's state lies where its parameter lies, unlike counts."""
+    return isinstance(value, torch.Tensor) and value.ndim > 0 and value.shape == parameter.shape
+
+
+def _clone(tensor: torch.Tensor, device: str | torch.device | None) -> torch.Tensor:
+    """A copy on a device, the tensor's own by default."""
+    return tensor.detach().to(device or tensor.device, copy=True)
 
 
 def _copy(value: Any) -> Any:
@@ -293,9 +320,15 @@ def _copy(value: Any) -> Any:
 
 
 def _restore_entries(
-    entries: dict[str, Any], saved: dict[str, Any], keep: tuple[str, ...] = ()
+    entries: dict[str, Any],
+    saved: dict[str, Any],
+    keep: tuple[str, ...] = (),
+    parameter: torch.Tensor | None = None,
 ) -> None:
-    """Restores a dict but for what to keep; tensors of equal shape and type keep their storage."""
+    """Restores a dict but for what to keep; tensors of equal shape and type keep their storage.
+
+    What is like the parameter goes to its device.
+    """
     for key in [k for k in entries if k not in saved and k not in keep]:
         del entries[key]
     for key, value in saved.items():
@@ -308,5 +341,7 @@ def _restore_entries(
             and (current.shape, current.dtype) == (value.shape, value.dtype)
         ):
             current.copy_(value)
+        elif parameter is not None and _is_like(value, parameter):
+            entries[key] = _clone(value, parameter.device)
         else:
             entries[key] = _copy(value)

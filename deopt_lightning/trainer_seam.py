@@ -319,13 +319,9 @@ def validation_workers(trainer: pl.Trainer) -> int:
     return sum(getattr(loader, "num_workers", 0) for loader in loaders)
 
 
-def gather_ranks(value: dict[str, Any]) -> list[dict[str, Any]]:
-    """Each process's value, in the order of ranks; every process must call it."""
-    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
-        return [value]
-    gathered: list[Any] = [None] * torch.distributed.get_world_size()
-    torch.distributed.all_gather_object(gathered, value)
-    return gathered
+def has_communication_hook(trainer: pl.Trainer) -> bool:
+    """Whether the strategy does more to gradients than to average them over processes."""
+    return getattr(trainer.strategy, "_ddp_comm_hook", None) is not None
 
 
 def _probe_loop_class(loop_class: type) -> type:

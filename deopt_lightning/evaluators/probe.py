@@ -88,14 +88,17 @@ class Probe:
         Returns:
             The perf and what the run's own validation would log.
         """
-        try:
-            self.train()
-            finite = _all_finite(self.loops.trainer.lightning_module)
-        except FloatingPointError:
-            finite = False
-        if self.loops.all_ranks(finite) and validate:
+        if self.loops.all_ranks(self.trains_finite()) and validate:
             return replace(self.validate(), trained=True)
         return Score(float("nan"), {}, trained=True, validated=False)
+
+    def trains_finite(self) -> bool:
+        """Trains from the present state; returns whether all weights are finite after it."""
+        try:
+            self.train()
+        except FloatingPointError:
+            return False
+        return _all_finite(self.loops.trainer.lightning_module)
 
     def validate(self) -> Score:
         """Validates the present weights."""
