@@ -3,15 +3,18 @@
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
+from typing import Self
 
 import lightning as L
 import torch
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 from torch.nn import Parameter
 from torch.optim import Optimizer
 
 from recsys_models.data.batches import RankingBatch, TrainBatch
 from recsys_models.metrics import RankingMetrics
+from recsys_models.optim import RowSparseOptimizer
 
 OptimizerFactory = Callable[[Iterable[Parameter]], Optimizer]
 
@@ -57,6 +60,10 @@ class RecommenderModule(L.LightningModule):
         self.val_metrics = RankingMetrics(top_k)
         self.test_metrics = RankingMetrics(top_k)
         self._losses, self._positives = torch.zeros(()), 0  # sums over the epoch so far
+        self._row_optimizer: RowSparseOptimizer | None = None
+        # Before parameters are read or replaced as a whole; torch leaves these two untyped.
+        self.register_state_dict_pre_hook(RecommenderModule.bring_up_to_date)  # type: ignore[no-untyped-call]
+        self.register_load_state_dict_pre_hook(RecommenderModule.bring_up_to_date)  # type: ignore[no-untyped-call]
 
     @abstractmethod
     def score_users(self, users: Tensor) -> Tensor:
@@ -75,7 +82,63 @@ class RecommenderModule(L.LightningModule):
 
     def configure_optimizers(self) -> Optimizer:
         """One optimizer over all parameters."""
-        return self._make_optimizer(self.parameters())
+        self.bring_up_to_date()
+        optimizer = self._make_optimizer(self.parameters())
+        self._row_optimizer = optimizer if isinstance(optimizer, RowSparseOptimizer) else None
+        return optimizer
+
+    def lookup(self, table: Tensor, ids: Tensor) -> Tensor:
+        """Rows of a parameter in the training loss, with a sparse gradient if so optimized.
+
+        See ``rows`` for the shapes. A table that the loss reads in another way, too, is read
+        through ``whole`` there.
+        """
+        optimizer = self._row_optimizer
+        return rows(table, ids) if optimizer is None else optimizer.lookup(table, ids)
+
+    def whole(self, table: Tensor) -> Tensor:
+        """All rows of a parameter in the training loss."""
+        return table if self._row_optimizer is None else self._row_optimizer.whole(table)
+
+    def bring_up_to_date(self, *_: object) -> None:
+        """Do to all rows what an optimizer has put off."""
+        if self._row_optimizer is not None:
+            self._row_optimizer.flush()
+
+    def train(self, mode: bool = True) -> Self:
+        """Change the mode; rows that an optimizer left for later are up to date in evaluations."""
+        if not mode:
+            self.bring_up_to_date()
+        return super().train(mode)
+
+    def on_fit_start(self) -> None:
+        """Refuse what cannot add up gradients of rows."""
+        if self._row_optimizer is not None and self.trainer.world_size > 1:
+            name = type(self._row_optimizer).__name__
+            raise MisconfigurationException(
+                f"{name} trains in one process, since its gradients name other rows in each; got "
+                f"{self.trainer.world_size} processes. Use trainer.devices=1, or the optimizer of "
+                "torch.optim that it stands for."
+            )
+
+    def on_train_end(self) -> None:
+        """Leave all rows up to date."""
+        self.bring_up_to_date()
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clip as the Trainer is told to, gradients of rows as well."""
+        if gradient_clip_val and self._row_optimizer is not None:
+            algorithm = gradient_clip_algorithm or "norm"
+            self._row_optimizer.clip_gradients(gradient_clip_val, algorithm)
+        else:
+            super().configure_gradient_clipping(
+                optimizer, gradient_clip_val, gradient_clip_algorithm
+            )
 
     def training_step(self, batch: TrainBatch, batch_idx: int) -> Tensor:
         """Loss of one batch of positives and sampled negatives."""

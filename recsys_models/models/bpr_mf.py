@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn.functional import softplus
 
 from recsys_models.data.batches import TrainBatch
-from recsys_models.models.base import OptimizerFactory, RecommenderModule, rows
+from recsys_models.models.base import OptimizerFactory, RecommenderModule
 
 
 class BPRMF(RecommenderModule):
@@ -54,11 +54,11 @@ class BPRMF(RecommenderModule):
     def training_loss(self, batch: TrainBatch) -> Tensor:
         """BPR loss of the batch, from p_u . (q_j - q_i): one product for both items."""
         items = torch.cat([batch.items.unsqueeze(1), batch.negatives], dim=1)
-        vectors = rows(self.item_embedding.weight, items)
-        users = rows(self.user_embedding.weight, batch.users).unsqueeze(1)
+        vectors = self.lookup(self.item_embedding.weight, items)
+        users = self.lookup(self.user_embedding.weight, batch.users).unsqueeze(1)
         behind = (users * (vectors[:, 1:] - vectors[:, :1])).sum(-1)
         if self.item_bias is not None:
-            biases = rows(self.item_bias.weight, items).squeeze(-1)
+            biases = self.lookup(self.item_bias.weight, items).squeeze(-1)
             behind = behind + (biases[:, 1:] - biases[:, :1])
         return softplus(behind).mean()
 

@@ -121,7 +121,7 @@ class NeuMF(RecommenderModule):
         logits: Tensor = self.head.bias.expand(items.shape)
         if self.gmf is not None:
             weighted = self._weighted_gmf_users(batch.users).unsqueeze(1)
-            logits = logits + (weighted * rows(self.gmf.items.weight, items)).sum(-1)
+            logits = logits + (weighted * self.lookup(self.gmf.items.weight, items)).sum(-1)
         if self.mlp is not None:
             user_part = self._user_part(batch.users).unsqueeze(1)
             logits = logits + self._tower(user_part, self._item_parts(items))
@@ -141,14 +141,16 @@ class NeuMF(RecommenderModule):
     def _weighted_gmf_users(self, users: Tensor) -> Tensor:
         """Each p_G times the GMF's share of h: shape (B, gmf_dim)."""
         assert self.gmf is not None
-        weighted: Tensor = rows(self.gmf.users.weight, users) * self.head.weight[0, : self.gmf_dim]
+        weighted: Tensor = (
+            self.lookup(self.gmf.users.weight, users) * self.head.weight[0, : self.gmf_dim]
+        )
         return weighted
 
     def _user_part(self, users: Tensor) -> Tensor:
         """The user's share of W_1 z_0 + b_1: from shape (...,) to (..., first width)."""
         assert self.mlp is not None
         weight = self._first_weight[:, : self.mlp_dims[0] // 2]
-        vectors = rows(self.mlp.users.weight, users)
+        vectors = self.lookup(self.mlp.users.weight, users)
         return linear(vectors, weight, self.get_parameter("dense.0.bias"))
 
     def _item_part(self, vectors: Tensor) -> Tensor:
@@ -159,9 +161,9 @@ class NeuMF(RecommenderModule):
         """The same for ids: from shape (...) to (..., first width)."""
         assert self.mlp is not None
         if items.numel() <= self.num_items:
-            return self._item_part(rows(self.mlp.items.weight, items))
+            return self._item_part(self.lookup(self.mlp.items.weight, items))
         # More ids than items: each item's share once, not once per id.
-        shares = self._item_part(self.mlp.items.weight)
+        shares = self._item_part(self.whole(self.mlp.items.weight))
         return rows(shares, items)
 
     @property

@@ -1,0 +1,95 @@
+"""Adam that visits only the rows in a batch: its lazy form."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from math import sqrt
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim.adam import adam
+
+from recsys_models.optim.row_sparse import RowSparseOptimizer, check_not_negative
+
+
+class RowSparseAdam(RowSparseOptimizer):
+    """Lazy Adam: a row moves at the steps whose batch names it, and at no other.
+
+    That is not ``torch.optim.Adam``, which moves all rows at every step. There the moments of a
+    row outside the batch fade, it goes on in its last direction for some ten steps, and it decays;
+    here its moments, its place and its decay wait. With weight decay a row is thus drawn to 0 at
+    the rate at which batches name it, so a good weight decay is a larger one. In both, t in the
+    bias correction counts all steps. A step whose batch names all rows is Adam's, and so is
+    every step of a parameter that is not looked up.
+
+    Adam's own course has no short form: what is due to a row after n steps without a gradient
+    takes n steps to work out, since each divides by a root of its own.
+
+    Args:
+        params: see ``RowSparseOptimizer``.
+        lr: learning rate.
+        betas: how much of the first and of the second moment is kept at a step.
+        eps: added to the root of the second moment.
+        weight_decay: coefficient of the L2 penalty, whose gradient goes through the moments.
+    """
+
+    def __init__(
+        self,
+        params: Iterable[Any],
+        lr: float = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0.0,
+    ) -> None:
+        for beta in betas:
+            if not 0 <= beta < 1:
+                raise ValueError(f"betas must be at least 0 and below 1; got {tuple(betas)}.")
+        check_not_negative("eps", eps)
+        defaults = {"lr": lr, "betas": tuple(betas), "eps": eps, "weight_decay": weight_decay}
+        super().__init__(params, defaults)
+
+    def step_rows(self, table: Tensor, ids: Tensor, grad: Tensor, group: dict[str, Any]) -> None:
+        """Update rows and their moments."""
+        state = self._state(table)
+        state["step"] += 1
+        (beta1, beta2), t = group["betas"], float(state["step"])
+        weights = table.index_select(0, ids)
+        grad = grad.add(weights, alpha=float(group["weight_decay"]))
+        first = state["exp_avg"].index_select(0, ids).lerp_(grad, 1 - beta1)
+        second = state["exp_avg_sq"].index_select(0, ids).mul_(beta2)
+        second.addcmul_(grad, grad, value=1 - beta2)
+        state["exp_avg"].index_copy_(0, ids, first)
+        state["exp_avg_sq"].index_copy_(0, ids, second)
+        root = second.sqrt_().div_(sqrt(1 - beta2**t)).add_(group["eps"])
+        weights.addcdiv_(first, root, value=-float(group["lr"]) / (1 - beta1**t))
+        table.index_copy_(0, ids, weights)
+
+    def step_dense(self, params: list[Tensor], grads: list[Tensor], group: dict[str, Any]) -> None:
+        """Update whole parameters as ``torch.optim.Adam`` does."""
+        states = [self._state(parameter) for parameter in params]
+        beta1, beta2 = group["betas"]
+        adam(
+            params,
+            grads,
+            [state["exp_avg"] for state in states],
+            [state["exp_avg_sq"] for state in states],
+            [],
+            [state["step"] for state in states],
+            fused=all(p.device.type in ("cpu", "cuda") for p in params),
+            amsgrad=False,
+            beta1=beta1,
+            beta2=beta2,
+            lr=float(group["lr"]),
+            weight_decay=float(group["weight_decay"]),
+            eps=group["eps"],
+            maximize=False,
+        )
+
+    def _state(self, parameter: Tensor) -> dict[str, Any]:
+        state: dict[str, Any] = self.state[parameter]
+        if not state:
+            state["step"] = torch.tensor(0.0, device=parameter.device)
+            state["exp_avg"] = torch.zeros_like(parameter)
+            state["exp_avg_sq"] = torch.zeros_like(parameter)
+        return state
