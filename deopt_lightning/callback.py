@@ -16,7 +16,7 @@ from deopt_lightning.evaluators.probe import Monitor
 from deopt_lightning.random_state import rng_state, set_rng_state
 from deopt_lightning.scale_factor import LocalSearch
 from deopt_lightning.search_space import Bounds, Repair
-from deopt_lightning.searches import Search, build_search
+from deopt_lightning.searches import Search, build_maker, build_search
 
 
 class DEOptCallback(Callback):
@@ -68,6 +68,9 @@ class DEOptCallback(Callback):
         direct_steps: Train probes without Lightning's loops where the module has a method
             ``training_loss(batch)``, see ``direct_steps``; several times faster for small models,
             and bit for bit the same.
+        compile_steps: Let torch compile direct steps into one graph of loss, gradients and update,
+            if the rest of the run is long enough to make up for the seconds that this takes. Needs
+            SGD, Adam or AdamW, and on a CPU a C++ compiler. Results differ by rounding.
         workers: Number of processes that share a generation's candidates out among them, each with
             one thread; 0 for none. By default one for each of torch's threads, on Linux without a
             GPU. A worker is a fork of the process: what steps write to files or attributes of
@@ -81,6 +84,7 @@ class DEOptCallback(Callback):
         schedule: One plain dict per epoch: the lr and weight decay per layer that trained it.
         probe_steps_taken: Optimizer steps taken in probes so far.
         evaluations: Validation passes made in probes so far.
+        compile_seconds: How long compiling the steps took; 0 if they are not compiled.
 
     Example::
 
@@ -108,6 +112,7 @@ class DEOptCallback(Callback):
         adopt: bool = True,
         optimizer_index: int | None = None,
         direct_steps: bool = True,
+        compile_steps: bool = False,
         workers: int | None = None,
     ) -> None:
         self.monitor = monitor
@@ -128,6 +133,7 @@ class DEOptCallback(Callback):
         self.adopt = adopt
         self.optimizer_index = optimizer_index
         self.direct_steps = direct_steps
+        self.compile_steps = compile_steps
         self.workers = workers
         compatibility.check_arguments(vars(self))
         self._reset()
@@ -141,6 +147,7 @@ class DEOptCallback(Callback):
         self._last_epoch = -1  # the last epoch whose end was handled
         self._validated_step = -1  # the last optimizer step whose weights were validated
         self._search: Search | None = None
+        self._maker = build_maker(vars(self))
         self._resumed_rng: dict[str, Any] | None = None
         self._begin_rng: dict[str, Any] | None = None
 
@@ -173,7 +180,7 @@ class DEOptCallback(Callback):
         try:
             self._control = trainer_seam.control_layers(trainer, self.layers, self.optimizer_index)
             self._values = self._control.own_values
-            self._search = build_search(vars(self), self._control)
+            self._search = build_search(vars(self), self._control, self._maker)
             if self._resumed_checkpoint is not None:
                 self._control.to_split_layout(self._resumed_checkpoint)
                 self._resumed_checkpoint = None
@@ -243,6 +250,7 @@ class DEOptCallback(Callback):
             "schedule": self.schedule,
             "probe_steps_taken": self.probe_steps_taken,
             "evaluations": self.evaluations,
+            "compiled": self._maker.compiled,
             "last_epoch": self._last_epoch,
             "rng": trainer_seam.gather_ranks(rng_state()),
         }
@@ -251,6 +259,11 @@ class DEOptCallback(Callback):
         """Removes the hooks from the optimizer."""
         if self._search is not None:
             self._control.close()
+
+    @property
+    def compile_seconds(self) -> float:
+        """How long compiling the steps took."""
+        return self._maker.compile_seconds
 
     # --- the search -----------------------------------------------------------------------------
 
@@ -309,6 +322,7 @@ class DEOptCallback(Callback):
         self.schedule = list(state["schedule"])
         self.probe_steps_taken = state["probe_steps_taken"]
         self.evaluations = state["evaluations"]
+        self._maker.compiled = state.get("compiled")
         self._last_epoch = state["last_epoch"]
         self._validated_step = state["validated_step"]
         if len(state["rng"]) == trainer.world_size:

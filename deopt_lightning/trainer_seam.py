@@ -11,6 +11,7 @@ import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from copy import deepcopy
+from itertools import islice
 from typing import Any
 
 import lightning.pytorch as pl
@@ -248,14 +249,10 @@ def fetch_batches(trainer: pl.Trainer, count: int, epoch: int) -> list[Any]:
             _set_sampler_epoch(loader, epoch)
         loaders = CombinedLoader(combined.iterables, combined._mode)
         loaders.limits = limits
-        drawn = 0
-        for batch, _, _ in loaders:
-            batches.append(batch)
-            drawn += 1
-            if len(batches) == count:
-                break
-        if drawn == 0:
+        drawn = [batch for batch, _, _ in islice(loaders, count - len(batches))]
+        if not drawn:
             raise RuntimeError("The training data gave no batch for a probe; check the loader.")
+        batches += drawn
         epoch += 1
     return batches
 
@@ -311,6 +308,12 @@ def validation_workers(trainer: pl.Trainer) -> int:
     combined = trainer.fit_loop.epoch_loop.val_loop._combined_loader
     loaders = combined.flattened if combined is not None else []
     return sum(getattr(loader, "num_workers", 0) for loader in loaders)
+
+
+def step_hooks(optimizer: torch.optim.Optimizer) -> list[Any]:
+    """The functions that an optimizer calls before and after each of its steps."""
+    before, after = optimizer._optimizer_step_pre_hooks, optimizer._optimizer_step_post_hooks
+    return [*before.values(), *after.values()]
 
 
 def gather_ranks(value: dict[str, Any]) -> list[dict[str, Any]]:
