@@ -18,7 +18,7 @@ from deopt_lightning.random_state import rng_state, set_rng_state
 from deopt_lightning.rank_exchange import gather_ranks, warn_of_lost_rank
 from deopt_lightning.scale_factor import LocalSearch
 from deopt_lightning.search_space import Bounds, Repair
-from deopt_lightning.searches import Search, build_search
+from deopt_lightning.searches import Search, build_maker, build_search
 
 
 class DEOptCallback(Callback):
@@ -70,6 +70,9 @@ class DEOptCallback(Callback):
         direct_steps: Train probes without Lightning's loops where the module has a method
             ``training_loss(batch)``, see ``direct_steps``; several times faster for small models,
             and bit for bit the same.
+        compile_steps: Let torch compile direct steps into one graph of loss, gradients and update,
+            if the rest of the run is long enough to make up for the seconds that this takes. Needs
+            SGD, Adam or AdamW, and on a CPU a C++ compiler. Results differ by rounding.
         workers: Number of processes that share a generation's candidates out among them, each with
             one thread; 0 for none. By default one for each of torch's threads, on Linux without a
             GPU. A worker is a fork of the process: what steps write to files or attributes of
@@ -88,6 +91,7 @@ class DEOptCallback(Callback):
         schedule: One plain dict per epoch: the lr and weight decay per layer that trained it.
         probe_steps_taken: Optimizer steps taken in probes so far.
         evaluations: Validation passes made in probes so far.
+        compile_seconds: How long compiling the steps took; 0 if they are not compiled.
 
     Example::
 
@@ -115,6 +119,7 @@ class DEOptCallback(Callback):
         adopt: bool = True,
         optimizer_index: int | None = None,
         direct_steps: bool = True,
+        compile_steps: bool = False,
         workers: int | None = None,
         share_over_ranks: bool = False,
         snapshot_device: Literal["cpu"] | None = None,
@@ -137,6 +142,7 @@ class DEOptCallback(Callback):
         self.adopt = adopt
         self.optimizer_index = optimizer_index
         self.direct_steps = direct_steps
+        self.compile_steps = compile_steps
         self.workers = workers
         self.share_over_ranks = share_over_ranks
         self.snapshot_device = snapshot_device
@@ -152,6 +158,7 @@ class DEOptCallback(Callback):
         self._last_epoch = -1  # the last epoch whose end was handled
         self._validated_step = -1  # the last optimizer step whose weights were validated
         self._search: Search | None = None
+        self._maker = build_maker(vars(self))
         self._resumed_rng: dict[str, Any] | None = None
         self._begin_rng: dict[str, Any] | None = None
 
@@ -189,7 +196,7 @@ class DEOptCallback(Callback):
         try:
             self._control = trainer_seam.control_layers(trainer, self.layers, self.optimizer_index)
             self._values = self._control.own_values
-            self._search = build_search(vars(self), self._control)
+            self._search = build_search(vars(self), self._control, self._maker)
             if self._resumed_checkpoint is not None:
                 self._control.to_split_layout(self._resumed_checkpoint)
                 self._resumed_checkpoint = None
@@ -262,6 +269,7 @@ class DEOptCallback(Callback):
             "schedule": self.schedule,
             "probe_steps_taken": self.probe_steps_taken,
             "evaluations": self.evaluations,
+            "compiled": self._maker.compiled,
             "last_epoch": self._last_epoch,
             "rng": gather_ranks(rng_state()),
         }
@@ -276,6 +284,11 @@ class DEOptCallback(Callback):
         """Removes the hooks from the optimizer."""
         if self._search is not None:
             self._control.close()
+
+    @property
+    def compile_seconds(self) -> float:
+        """How long compiling the steps took."""
+        return self._maker.compile_seconds
 
     # --- the search -----------------------------------------------------------------------------
 
@@ -324,6 +337,7 @@ class DEOptCallback(Callback):
         self.schedule = list(state["schedule"])
         self.probe_steps_taken = state["probe_steps_taken"]
         self.evaluations = state["evaluations"]
+        self._maker.compiled = state.get("compiled")
         self._last_epoch = state["last_epoch"]
         self._validated_step = state["validated_step"]
         if len(state["rng"]) == trainer.world_size:

@@ -22,6 +22,7 @@ from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import Tensor
 
 from deopt_lightning.averaging import averages_of
+from deopt_lightning.compiled_steps import CompiledStep
 from deopt_lightning.snapshot import Snapshot
 from deopt_lightning.trainer_seam import ProbeLoops, muted
 
@@ -46,11 +47,15 @@ class DirectSteps:
     Args:
         trainer: A Trainer that `why_not` has nothing against.
         batches: What to train on. They are not copied: a pure function leaves them as they are.
+        compiled: Takes the steps that it can; their results are equal but for rounding.
     """
 
-    def __init__(self, trainer: pl.Trainer, batches: Sequence[Any]) -> None:
+    def __init__(
+        self, trainer: pl.Trainer, batches: Sequence[Any], compiled: CompiledStep | None = None
+    ) -> None:
         self.trainer = trainer
         self.batches = batches
+        self.compiled = compiled
 
     def __call__(self) -> None:
         """Trains on all batches from the present state."""
@@ -58,15 +63,19 @@ class DirectSteps:
         window, last = trainer.accumulate_grad_batches, len(self.batches) - 1
         (optimizer,) = trainer.optimizers
         optimizer.zero_grad()
+        if self.compiled is not None:
+            self.compiled.begin()
         with torch.enable_grad(), muted(module):
             for index, kept in enumerate(self.batches):
                 batch = trainer.strategy.batch_to_device(kept)
                 if module.on_train_batch_start(batch, index) == -1:
                     break  # the epoch's end, as in Lightning's loops
-                steps = (index + 1) % window == 0 or index == last
-                clear = index % window == 0
-                backward = self._backward(batch, index, window, clear=clear, clip=steps)
-                loss = optimizer.step(backward) if steps else backward()
+                loss: Any = self.compiled(batch) if self.compiled is not None else None
+                if loss is None:
+                    steps = (index + 1) % window == 0 or index == last
+                    clear = index % window == 0
+                    backward = self._backward(batch, index, window, clear=clear, clip=steps)
+                    loss = optimizer.step(backward) if steps else backward()
                 module.on_train_batch_end({"loss": loss}, batch, index)
 
     def _backward(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import MutableMapping, Sequence
+from collections.abc import Mapping, MutableMapping, Sequence
 from typing import Any
 
 from torch.optim import Optimizer
@@ -32,8 +32,8 @@ def apply_multipliers(optimizer: Optimizer) -> list[RemovableHandle]:
 
     def scale(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         scheduled[:] = [float(group["lr"]) for group in optimizer.param_groups]
-        for group, lr in zip(optimizer.param_groups, scheduled, strict=True):
-            set_option(group, "lr", lr * group.get("lr_multiplier", 1.0))
+        for group in optimizer.param_groups:
+            set_option(group, "lr", effective_lr(group))
 
     def put_back(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         for group, lr in zip(optimizer.param_groups, scheduled, strict=True):
@@ -43,6 +43,11 @@ def apply_multipliers(optimizer: Optimizer) -> list[RemovableHandle]:
         optimizer.register_step_pre_hook(scale),
         optimizer.register_step_post_hook(put_back),
     ]
+
+
+def effective_lr(group: Mapping[str, Any]) -> float:
+    """The lr that a step is to use: the scheduled one times what was learned."""
+    return float(group["lr"]) * float(group.get("lr_multiplier", 1.0))
 
 
 def regroup(

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
+
+import lightning.pytorch as pl
 
 from deopt_lightning.chained import ChainedSearch
 from deopt_lightning.differential_evolution import DifferentialEvolution
 from deopt_lightning.evaluators.probe import Monitor
-from deopt_lightning.generation import ProbeMaker
+from deopt_lightning.generation import ProbeMaker, epochs_left
 from deopt_lightning.layer_control import LayerControl
 from deopt_lightning.members import MemberSearch
 from deopt_lightning.probing import ProbeSearch
@@ -19,22 +23,44 @@ PROBE_STEPS = 0.25  # of an epoch, unless given
 Search = ProbeSearch | MemberSearch | ChainedSearch
 
 
-def build_search(arguments: Mapping[str, Any], control: LayerControl) -> Search:
-    """A search whose first vector is the optimizer's own.
+def build_maker(arguments: Mapping[str, Any]) -> ProbeMaker:
+    """What makes the probes of a search.
 
     Args:
         arguments: Those of DEOptCallback, by name.
-        control: Writes values into the optimizer.
     """
-    space, own, near = control.search_space(
-        arguments["lr_bounds"], arguments["weight_decay_bounds"]
-    )
-    maker = ProbeMaker(
+    return ProbeMaker(
         Monitor(arguments["monitor"], arguments["mode"]),
         direct=arguments["direct_steps"],
         workers=arguments["workers"],
         share=arguments["share_over_ranks"],
         snapshot_device=arguments["snapshot_device"],
+        compile_steps=arguments["compile_steps"],
+        passes_left=partial(_passes_left, dict(arguments)),
+    )
+
+
+def _passes_left(arguments: Mapping[str, Any], trainer: pl.Trainer) -> float:
+    """How often candidates pass over a generation's batches, from the first generation on."""
+    size: int = arguments["population_size"]
+    every: int = arguments["every_n_epochs"]
+    generations = epochs_left(trainer)
+    if arguments["carry"] == "population":  # members train in every epoch
+        return generations * (size - 1)
+    most: float = arguments["max_generations"] or math.inf
+    return min(generations / every, most) * 2 * size
+
+
+def build_search(arguments: Mapping[str, Any], control: LayerControl, maker: ProbeMaker) -> Search:
+    """A search whose first vector is the optimizer's own.
+
+    Args:
+        arguments: Those of DEOptCallback, by name.
+        control: Writes values into the optimizer.
+        maker: Makes probes.
+    """
+    space, own, near = control.search_space(
+        arguments["lr_bounds"], arguments["weight_decay_bounds"]
     )
     size, carry = arguments["population_size"], arguments["carry"]
     settings = {name: arguments[name] for name in ("strategy", "repair", "seed")}

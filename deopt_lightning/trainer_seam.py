@@ -11,6 +11,7 @@ import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from copy import deepcopy
+from itertools import islice
 from typing import Any
 
 import lightning.pytorch as pl
@@ -210,10 +211,8 @@ def step_counts(trainer: pl.Trainer) -> list[dict[str, Any]]:
 
 def _step_progress(loop: Any) -> list[Any]:
     """Where an epoch loop counts optimizer steps, automatic and manual ones."""
-    return [
-        loop.automatic_optimization.optim_progress,
-        loop.manual_optimization.optim_step_progress,
-    ]
+    automatic, manual = loop.automatic_optimization, loop.manual_optimization
+    return [automatic.optim_progress, manual.optim_step_progress]
 
 
 def batches_trained(trainer: pl.Trainer) -> int:
@@ -254,14 +253,10 @@ def fetch_batches(trainer: pl.Trainer, count: int, epoch: int) -> list[Any]:
             _set_sampler_epoch(loader, epoch)
         loaders = CombinedLoader(combined.iterables, combined._mode)
         loaders.limits = limits
-        drawn = 0
-        for batch, _, _ in loaders:
-            batches.append(batch)
-            drawn += 1
-            if len(batches) == count:
-                break
-        if drawn == 0:
+        drawn = [batch for batch, _, _ in islice(loaders, count - len(batches))]
+        if not drawn:
             raise RuntimeError("The training data gave no batch for a probe; check the loader.")
+        batches += drawn
         epoch += 1
     return batches
 
@@ -322,6 +317,12 @@ def validation_workers(trainer: pl.Trainer) -> int:
 def has_communication_hook(trainer: pl.Trainer) -> bool:
     """Whether the strategy does more to gradients than to average them over processes."""
     return getattr(trainer.strategy, "_ddp_comm_hook", None) is not None
+
+
+def step_hooks(optimizer: torch.optim.Optimizer) -> list[Any]:
+    """The functions that an optimizer calls before and after each of its steps."""
+    before, after = optimizer._optimizer_step_pre_hooks, optimizer._optimizer_step_post_hooks
+    return [*before.values(), *after.values()]
 
 
 def _probe_loop_class(loop_class: type) -> type:

@@ -149,13 +149,13 @@ class NeuMF(RecommenderModule):
     def _user_part(self, users: Tensor) -> Tensor:
         """The user's share of W_1 z_0 + b_1: from shape (...,) to (..., first width)."""
         assert self.mlp is not None
-        weight = self._first_weight[:, : self.mlp_dims[0] // 2]
+        weight = self._first.weight[:, : self.mlp_dims[0] // 2]
         vectors = self.lookup(self.mlp.users.weight, users)
-        return linear(vectors, weight, self.get_parameter("dense.0.bias"))
+        return linear(vectors, weight, self._first.bias)
 
     def _item_part(self, vectors: Tensor) -> Tensor:
         """The item's share of W_1 z_0: from q_M, shape (..., d), to (..., first width)."""
-        return linear(vectors, self._first_weight[:, self.mlp_dims[0] // 2 :])
+        return linear(vectors, self._first.weight[:, self.mlp_dims[0] // 2 :])
 
     def _item_parts(self, items: Tensor) -> Tensor:
         """The same for ids: from shape (...) to (..., first width)."""
@@ -167,8 +167,10 @@ class NeuMF(RecommenderModule):
         return rows(shares, items)
 
     @property
-    def _first_weight(self) -> Tensor:
-        return self.get_parameter("dense.0.weight")
+    def _first(self) -> nn.Linear:
+        first = self.dense[0]
+        assert isinstance(first, nn.Linear)
+        return first
 
     def _tower(self, user_part: Tensor, item_part: Tensor) -> Tensor:
         """The MLP's share of the logit: from parts that broadcast, less their last dimension."""
