@@ -24,13 +24,14 @@ from deopt_lightning.searches import Search, build_maker, build_search
 class DEOptCallback(Callback):
     r"""Learns a learning rate and a weight decay for each layer during one training run.
 
-    At the end of an epoch, differential evolution (Eq. 6 to 10) proposes vectors of per-layer lr
-    and weight decay. Each is scored by a probe: from the same weights, a few optimizer steps on
-    the same batches, then a validation pass. The best vector trains the next epoch, from the
-    weights that its probe reached. The model is trained once.
+    A small population of members trains side by side, each from weights of its own with its own
+    vector of per-layer lr and weight decay; the Trainer's own epoch is one of them. At the end of
+    an epoch all have been validated, differential evolution (Eq. 6 to 10) replaces the worst by
+    trials around the best, and the best is the Trainer's model. There is one run, and no sweep.
 
-    A generation costs about ``2 * population_size`` probes and as many validation passes, and two
-    extra copies of model and optimizer state in memory (one with ``carry="hyperparameters"``).
+    An epoch costs what ``population_size`` epochs cost, less what Lightning's loops take, and
+    memory holds as many copies of model and optimizer state. ``carry="weights"`` costs less: short
+    probes from the Trainer's weights, two copies.
 
     Args:
         monitor: A metric that validation logs, for example ``"val_loss"``.
@@ -41,19 +42,20 @@ class DEOptCallback(Callback):
         weight_decay_bounds: Smallest and largest weight decay; exactly 0 is tried as well, and
             (0, 0) learns lr alone. By default likewise from the optimizer's own, and
             (1e-7, 1e-3) where that is 0.
-        probe_steps: Length of a probe: optimizer steps (int) or a fraction of an epoch (float); by
-            default a quarter of an epoch. Only where there are probes: with ``carry="weights"`` and
-            ``"hyperparameters"``. In manual optimization a step is a call of ``training_step``.
+        probe_steps: Asks for probes instead of members, of this length: optimizer steps (int) or a
+            fraction of an epoch (float). With ``carry="weights"`` or ``"hyperparameters"`` and
+            without this, a quarter of an epoch. In manual optimization a step is a call of
+            ``training_step``.
         layers: Which parameters form a layer: patterns as in ``group_layers``. By default the
             module's ``layer_groups()``, else one layer per submodule that owns parameters.
         seed: Seeds the search and the choice of probe batches.
-        carry: What a generation hands on beside the best vector. ``"weights"``: training goes on
-            from the weights that the best candidate's probe reached; its steps are not part of
-            ``global_step``. ``"hyperparameters"``: no more; the weights are restored, so that
-            apart from lr and weight decay the run is what it would be without the callback.
-            ``"population"``: every member keeps weights of its own and trains every epoch; the
-            Trainer's model is the best of them. Costs population_size epochs and validation passes
-            per epoch, and as many copies of model and optimizer state in memory and checkpoints.
+        carry: What a generation hands on. ``"population"``: every member keeps weights of its own
+            and trains every epoch; the Trainer's model is the best of them. This is the default,
+            or ``"weights"`` if ``probe_steps`` is given: candidates are scored by probes, which
+            all start from the Trainer's weights, and training goes on with the best vector from
+            the weights that its probe reached; these steps are not part of ``global_step``.
+            ``"hyperparameters"``: the vector alone; the weights are restored, so that apart from
+            lr and weight decay the run is what it would be without the callback.
             ``"chain"``: the schedule of the authors' public program, for comparison. There are no
             probes: each epoch trains with the values of another trial, from the weights that the
             one before it has left, and a trial is accepted if it reaches the best of its round.
@@ -109,7 +111,7 @@ class DEOptCallback(Callback):
         probe_steps: int | float | None = None,
         layers: Sequence[str] | Mapping[str, str | Sequence[str]] | None = None,
         seed: int = 0,
-        carry: Literal["hyperparameters", "weights", "population", "chain"] = "weights",
+        carry: Literal["population", "weights", "hyperparameters", "chain"] | None = None,
         every_n_epochs: int = 1,
         warmup_epochs: int = 0,
         max_generations: int | None = None,
@@ -132,7 +134,7 @@ class DEOptCallback(Callback):
         self.probe_steps = probe_steps
         self.layers = layers
         self.seed = seed
-        self.carry = carry
+        self.carry = carry or ("population" if probe_steps is None else "weights")
         self.every_n_epochs = every_n_epochs
         self.warmup_epochs = warmup_epochs
         self.max_generations = max_generations
