@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from math import sqrt
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.optim.adam import adam
 
-from recsys_models.optim.row_sparse import RowSparseOptimizer, check_not_negative
+from recsys_models.optim.row_sparse import RowSparseOptimizer, Visit, check_not_negative
 
 
 class RowSparseAdam(RowSparseOptimizer):
@@ -49,42 +48,22 @@ class RowSparseAdam(RowSparseOptimizer):
         defaults = {"lr": lr, "betas": tuple(betas), "eps": eps, "weight_decay": weight_decay}
         super().__init__(params, defaults)
 
-    def step_rows(self, table: Tensor, ids: Tensor, grad: Tensor, group: dict[str, Any]) -> None:
+    def step_rows(self, table: Tensor, visit: Visit, group: dict[str, Any]) -> None:
         """Update rows and their moments."""
         state = self._state(table)
-        state["step"] += 1
-        (beta1, beta2), t = group["betas"], float(state["step"])
-        weights = table.index_select(0, ids)
-        grad = grad.add(weights, alpha=float(group["weight_decay"]))
-        first = state["exp_avg"].index_select(0, ids).lerp_(grad, 1 - beta1)
-        second = state["exp_avg_sq"].index_select(0, ids).mul_(beta2)
-        second.addcmul_(grad, grad, value=1 - beta2)
-        state["exp_avg"].index_copy_(0, ids, first)
-        state["exp_avg_sq"].index_copy_(0, ids, second)
-        root = second.sqrt_().div_(sqrt(1 - beta2**t)).add_(group["eps"])
-        weights.addcdiv_(first, root, value=-float(group["lr"]) / (1 - beta1**t))
-        table.index_copy_(0, ids, weights)
+        tensors = [table, state["exp_avg"], state["exp_avg_sq"]]
+        moments = [tensor.index_select(0, visit.ids) for tensor in tensors[1:]]
+        weights, first, second = rows = [*visit.vectors, *moments]
+        _adam([weights], [visit.grad], [first], [second], [state["step"]], group)
+        for tensor, values in zip(tensors, rows, strict=True):
+            tensor.index_copy_(0, visit.ids, values)
 
     def step_dense(self, params: list[Tensor], grads: list[Tensor], group: dict[str, Any]) -> None:
         """Update whole parameters as ``torch.optim.Adam`` does."""
         states = [self._state(parameter) for parameter in params]
-        beta1, beta2 = group["betas"]
-        adam(
-            params,
-            grads,
-            [state["exp_avg"] for state in states],
-            [state["exp_avg_sq"] for state in states],
-            [],
-            [state["step"] for state in states],
-            fused=all(p.device.type in ("cpu", "cuda") for p in params),
-            amsgrad=False,
-            beta1=beta1,
-            beta2=beta2,
-            lr=float(group["lr"]),
-            weight_decay=float(group["weight_decay"]),
-            eps=group["eps"],
-            maximize=False,
-        )
+        keys = ("exp_avg", "exp_avg_sq", "step")
+        first, second, steps = ([state[key] for state in states] for key in keys)
+        _adam(params, grads, first, second, steps, group)
 
     def _state(self, parameter: Tensor) -> dict[str, Any]:
         state: dict[str, Any] = self.state[parameter]
@@ -93,3 +72,31 @@ class RowSparseAdam(RowSparseOptimizer):
             state["exp_avg"] = torch.zeros_like(parameter)
             state["exp_avg_sq"] = torch.zeros_like(parameter)
         return state
+
+
+def _adam(
+    params: list[Tensor],
+    grads: list[Tensor],
+    first: list[Tensor],
+    second: list[Tensor],
+    steps: list[Tensor],
+    group: dict[str, Any],
+) -> None:
+    """One step of ``torch.optim.Adam``, with the present options, which anyone may have changed."""
+    beta1, beta2 = group["betas"]
+    adam(
+        params,
+        grads,
+        first,
+        second,
+        [],
+        steps,
+        fused=all(p.device.type in ("cpu", "cuda") for p in params),
+        amsgrad=False,
+        beta1=beta1,
+        beta2=beta2,
+        lr=float(group["lr"]),
+        weight_decay=float(group["weight_decay"]),
+        eps=group["eps"],
+        maximize=False,
+    )

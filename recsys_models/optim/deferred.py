@@ -8,7 +8,7 @@ Nothing is divided, and the products are float64, so it holds for any M and any 
 All lives in the optimizer's state of the table, under these keys, which `settle` removes:
 
 - ``written_after``: the step after which a row was last written, shape (rows,), int32.
-- ``products``: the product of all M since each step, shape (m, m, LONGEST + 1).
+- ``products``: the product of all M since each step, shape (LONGEST + 1, m * m), float64.
 - ``deferred_steps``: how many steps have been deferred, a tensor of one number on the CPU.
 """
 
@@ -32,7 +32,7 @@ def is_pending(state: State) -> bool:
 
 def width(state: State) -> int:
     """The number m of vectors of a row."""
-    return len(state["products"])
+    return 1 if state["products"].shape[1] == 1 else 2
 
 
 def is_full(state: State) -> bool:
@@ -50,14 +50,12 @@ def caught_up(state: State, vectors: list[Tensor], ids: Tensor | None = None) ->
     """
     after = state["written_after"]
     after = after if ids is None else after.index_select(0, ids)
-    products = state["products"].index_select(2, after).to(vectors[0].dtype).unsqueeze(-1)
-    result = []
-    for row in products:
-        total = row[0] * vectors[0]
-        for factor, vector in zip(row[1:], vectors[1:], strict=True):
-            total.addcmul_(factor, vector)
-        result.append(total)
-    return result
+    factors = state["products"].to(vectors[0].dtype).index_select(0, after).split(1, dim=1)
+    size = len(vectors)
+    return [
+        _sum([factors[size * row + column] * vectors[column] for column in range(size)])
+        for row in range(size)
+    ]
 
 
 def defer(state: State, table: Tensor, matrix: Matrix, written: Tensor) -> None:
@@ -70,27 +68,40 @@ def defer(state: State, table: Tensor, matrix: Matrix, written: Tensor) -> None:
         written: ids of the rows that have taken the step, shape (n,).
     """
     size = len(matrix)
-    identity = torch.eye(size, dtype=torch.float64)
-    if torch.equal(torch.tensor(matrix, dtype=torch.float64), identity):
-        if is_pending(state):
-            state["written_after"][written] = int(state["deferred_steps"])
-        return
-    if not is_pending(state):
-        products = torch.zeros(size, size, LONGEST + 1, dtype=torch.float64)
-        products[:, :, 0] = identity
-        state["products"] = products.to(table.device)
-        state["written_after"] = torch.zeros(len(table), dtype=torch.int32, device=table.device)
-        state["deferred_steps"] = torch.tensor(0)
-    products = state["products"]
-    step = torch.tensor(matrix, dtype=torch.float64, device=products.device)
-    products.copy_((step @ products.flatten(1)).view_as(products))
-    state["deferred_steps"] += 1
-    now = int(state["deferred_steps"])
-    products[:, :, now] = identity
-    state["written_after"][written] = now
+    identity = [[float(row == column) for column in range(size)] for row in range(size)]
+    if matrix != identity:
+        if not is_pending(state):
+            _begin(state, table, size)
+        products = state["products"].view(-1, size, size)
+        rows = products.unbind(1)
+        products.copy_(
+            torch.stack(
+                [_sum([f * r for f, r in zip(line, rows, strict=True)]) for line in matrix], 1
+            )
+        )
+        state["deferred_steps"] += 1
+        now = int(state["deferred_steps"])
+        products[now] = torch.eye(size, dtype=torch.float64)
+    if is_pending(state):
+        state["written_after"][written] = int(state["deferred_steps"])
+
+
+def _begin(state: State, table: Tensor, size: int) -> None:
+    products = torch.zeros(LONGEST + 1, size * size, dtype=torch.float64, device=table.device)
+    products[0] = torch.eye(size, dtype=torch.float64).flatten()
+    state["products"] = products
+    state["written_after"] = torch.zeros(len(table), dtype=torch.int32, device=table.device)
+    state["deferred_steps"] = torch.tensor(0)
 
 
 def settle(state: State) -> None:
     """Forget what was deferred, after all rows have caught up."""
     for key in ("written_after", "products", "deferred_steps"):
         del state[key]
+
+
+def _sum(parts: list[Tensor]) -> Tensor:
+    """Their sum, in place of the first."""
+    for part in parts[1:]:
+        parts[0].add_(part)
+    return parts[0]

@@ -10,9 +10,7 @@ from torch import Tensor
 from torch.optim.sgd import sgd
 
 from recsys_models.optim import deferred
-from recsys_models.optim.row_sparse import RowSparseOptimizer, check_not_negative
-
-_DENSE_UP_TO = 4  # rows of a table per row that is looked up; a larger table is visited by rows
+from recsys_models.optim.row_sparse import RowSparseOptimizer, Visit, check_not_negative
 
 
 class RowSparseSGD(RowSparseOptimizer):
@@ -41,13 +39,13 @@ class RowSparseSGD(RowSparseOptimizer):
         check_not_negative("momentum", momentum)
         super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
 
-    def prefers_dense(self, table: Tensor, count: int) -> bool:
-        """Whether a table is small beside the rows that are looked up."""
-        return len(table) <= _DENSE_UP_TO * count
-
-    def current_rows(self, table: Tensor, ids: Tensor) -> Tensor:
-        """Rows as all steps so far have left them: from shape (n,) to (n, dim)."""
-        return self._vectors(table, ids)[0]
+    def read(self, table: Tensor, ids: Tensor) -> list[Tensor]:
+        """Rows as all steps so far have left them, and their momentum if it is behind, too."""
+        size = deferred.width(self.state[table]) if self.is_pending(table) else 1
+        stored = [tensor.index_select(0, ids) for tensor in self._tensors(table, size)]
+        return (
+            deferred.caught_up(self.state[table], stored, ids) if self.is_pending(table) else stored
+        )
 
     def is_pending(self, table: Tensor) -> bool:
         """Whether rows of the table may wait for an update."""
@@ -57,46 +55,41 @@ class RowSparseSGD(RowSparseOptimizer):
         """Bring all rows of one table up to date."""
         if self.is_pending(table):
             state = self.state[table]
-            stored = self._deferred(table)
+            stored = self._tensors(table, deferred.width(state))
             for old, new in zip(stored, deferred.caught_up(state, stored), strict=True):
                 old.copy_(new)
             deferred.settle(state)
 
-    def step_rows(self, table: Tensor, ids: Tensor, grad: Tensor, group: dict[str, Any]) -> None:
+    def step_rows(self, table: Tensor, visit: Visit, group: dict[str, Any]) -> None:
         """Update rows; the decay and momentum of all others are deferred."""
-        lr, momentum, decay = _options(group)
-        state = self.state[table]
-        if self.is_pending(table) and (
-            deferred.is_full(state) or (deferred.width(state) > 1) != (momentum != 0)
-        ):
-            self.flush_table(table)
-        buffer = self._momentum_of(table) if momentum else None
-        weights, *rest = self._vectors(table, ids, with_momentum=momentum != 0)
-        update = grad.add(weights, alpha=decay)
+        lr, momentum, decay = (float(group[key]) for key in ("lr", "momentum", "weight_decay"))
         matrix = [[1 - lr * decay]]
-        if buffer is not None:
-            update.add_(rest[0], alpha=momentum)
-            buffer.index_copy_(0, ids, update)
+        if momentum:
             matrix = [[1 - lr * decay, -lr * momentum], [decay, momentum]]
-        table.index_copy_(0, ids, weights.sub_(update, alpha=lr))
-        deferred.defer(state, table, matrix, ids)
+        state, size = self.state[table], len(matrix)
+        if self.is_pending(table) and (deferred.is_full(state) or deferred.width(state) != size):
+            self.flush_table(table)
+        tensors = self._tensors(table, size)
+        rows = visit.vectors[:size]
+        rows += [tensor.index_select(0, visit.ids) for tensor in tensors[len(rows) :]]
+        buffers: list[Tensor | None] = [rows[1]] if momentum else [None]
+        _sgd(rows[:1], [visit.grad], buffers, group)
+        for tensor, values in zip(tensors, rows, strict=True):
+            tensor.index_copy_(0, visit.ids, values)
+        deferred.defer(state, table, matrix, visit.ids)
 
     def step_dense(self, params: list[Tensor], grads: list[Tensor], group: dict[str, Any]) -> None:
         """Update whole parameters as ``torch.optim.SGD`` does."""
-        lr, momentum, decay = _options(group)
-        buffers = [self._momentum_of(p) if momentum else None for p in params]
-        sgd(
+        _sgd(
             params,
             grads,
-            buffers,
-            fused=all(p.device.type in ("cpu", "cuda") for p in params),
-            lr=lr,
-            momentum=momentum,
-            weight_decay=decay,
-            dampening=0.0,
-            nesterov=False,
-            maximize=False,
+            [self._momentum_of(p) if group["momentum"] else None for p in params],
+            group,
         )
+
+    def _tensors(self, table: Tensor, size: int) -> list[Tensor]:
+        """The table and, if there are two vectors to a row, its momentum."""
+        return [table] if size == 1 else [table, self._momentum_of(table)]
 
     def _momentum_of(self, parameter: Tensor) -> Tensor:
         """Its momentum; zeros before the first step, whose momentum is then the gradient."""
@@ -106,20 +99,20 @@ class RowSparseSGD(RowSparseOptimizer):
         buffer: Tensor = state["momentum_buffer"]
         return buffer
 
-    def _vectors(self, table: Tensor, ids: Tensor, with_momentum: bool = False) -> list[Tensor]:
-        """Current weights of rows and, where deferred or asked for, their current momentum."""
-        if self.is_pending(table):
-            stored = [tensor.index_select(0, ids) for tensor in self._deferred(table)]
-            return deferred.caught_up(self.state[table], stored, ids)
-        tensors = [table, self._momentum_of(table)] if with_momentum else [table]
-        return [tensor.index_select(0, ids) for tensor in tensors]
 
-    def _deferred(self, table: Tensor) -> list[Tensor]:
-        """The tensors whose rows wait for an update."""
-        alone = deferred.width(self.state[table]) == 1
-        return [table] if alone else [table, self._momentum_of(table)]
-
-
-def _options(group: dict[str, Any]) -> tuple[float, float, float]:
-    """The present lr, momentum and weight decay, which anyone may have rewritten."""
-    return float(group["lr"]), float(group["momentum"]), float(group["weight_decay"])
+def _sgd(
+    params: list[Tensor], grads: list[Tensor], buffers: list[Tensor | None], group: dict[str, Any]
+) -> None:
+    """One step of ``torch.optim.SGD``, with the present options, which anyone may have changed."""
+    sgd(
+        params,
+        grads,
+        buffers,
+        fused=all(p.device.type in ("cpu", "cuda") for p in params),
+        lr=float(group["lr"]),
+        momentum=float(group["momentum"]),
+        weight_decay=float(group["weight_decay"]),
+        dampening=0.0,
+        nesterov=False,
+        maximize=False,
+    )
