@@ -13,14 +13,16 @@ from recsys_models.optim.row_sparse import RowSparseOptimizer, Visit, check_not_
 
 
 class RowSparseAdam(RowSparseOptimizer):
-    """Lazy Adam: a row moves at the steps whose batch names it, and at no other.
+    """Lazy Adam: a row of a large table moves at the steps whose batch names it, and at no other.
 
     That is not ``torch.optim.Adam``, which moves all rows at every step. There the moments of a
     row outside the batch fade, it goes on in its last direction for some ten steps, and it decays;
     here its moments, its place and its decay wait. With weight decay a row is thus drawn to 0 at
     the rate at which batches name it, so a good weight decay is a larger one. In both, t in the
-    bias correction counts all steps. A step whose batch names all rows is Adam's, and so is
-    every step of a parameter that is not looked up.
+    bias correction counts the table's steps.
+
+    It is ``torch.optim.Adam`` where laziness would save nothing: for every parameter that is not
+    looked up, and at a step whose batch looks up at least a quarter as many rows as the table has.
 
     Adam's own course has no short form: what is due to a row after n steps without a gradient
     takes n steps to work out, since each divides by a root of its own.
@@ -50,7 +52,7 @@ class RowSparseAdam(RowSparseOptimizer):
 
     def step_rows(self, table: Tensor, visit: Visit, group: dict[str, Any]) -> None:
         """Update rows and their moments."""
-        state = self._state(table)
+        state, visit = self._state(table), self.summed(table, visit)
         tensors = [table, state["exp_avg"], state["exp_avg_sq"]]
         moments = [tensor.index_select(0, visit.ids) for tensor in tensors[1:]]
         weights, first, second = rows = [*visit.vectors, *moments]

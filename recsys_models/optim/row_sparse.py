@@ -131,7 +131,7 @@ class RowSparseOptimizer(Optimizer):
                 parameter.grad = self._dense_grad(parameter)
                 grads.append(parameter.grad)
             elif parameter in self._visits:
-                visit = self._visit_of(parameter, repeat=False)
+                visit = self.summed(parameter, self._visit_of(parameter), repeat=False)
                 self._visits[parameter] = [visit]
                 grads.append(visit.grad)
         if algorithm == "value":
@@ -172,34 +172,40 @@ class RowSparseOptimizer(Optimizer):
 
     @abstractmethod
     def step_rows(self, table: Tensor, visit: Visit, group: dict[str, Any]) -> None:
-        """Update rows, given the whole gradient of a row wherever it stands in the visit."""
+        """Update rows; see `summed` for those that stand in the visit more than once."""
 
     @abstractmethod
     def step_dense(self, params: list[Tensor], grads: list[Tensor], group: dict[str, Any]) -> None:
         """Update whole parameters as torch's own optimizer does."""
 
-    def _visit_of(self, table: Tensor, repeat: bool = True) -> Visit:
-        """All that was looked up of a table; a row's gradients are added up.
+    def summed(self, table: Tensor, visit: Visit, repeat: bool = True) -> Visit:
+        """The same rows with the sum of each row's gradients.
 
         Without sorting: each place in the list is written to its row, and the one that stands there
         in the end is the row's own. Which one it is makes no difference.
 
         Args:
             table: the table.
+            visit: the rows.
             repeat: whether the sum stands at all places of a row, or at one, with 0 at the others.
         """
-        visits = self._visits[table]
-        ids, grad, vectors = visits[0]
-        if len(visits) > 1:
-            ids, grad = torch.cat([v.ids for v in visits]), torch.cat([v.grad for v in visits])
-            vectors = [torch.cat(parts) for parts in zip(*(v.vectors for v in visits), strict=True)]
+        ids, grad, vectors = visit
         if table not in self._places:
             self._places[table] = torch.zeros(len(table), dtype=torch.int64, device=ids.device)
         places = self._places[table]
-        places[ids] = torch.arange(len(ids), device=ids.device)
+        places.scatter_(0, ids, torch.arange(len(ids), device=ids.device))
         own = places.index_select(0, ids)
         total = torch.zeros_like(grad).index_add_(0, own, grad)
         return Visit(ids, total.index_select(0, own) if repeat else total, vectors)
+
+    def _visit_of(self, table: Tensor) -> Visit:
+        """All that was looked up of a table since the last step."""
+        visits = self._visits[table]
+        if len(visits) == 1:
+            return visits[0]
+        ids, grads, vectors = zip(*visits, strict=True)
+        joined = [torch.cat(parts) for parts in zip(*vectors, strict=True)]
+        return Visit(torch.cat(ids), torch.cat(grads), joined)
 
     def _dense_grad(self, parameter: Tensor) -> Tensor:
         """Its gradient with what came by rows, and by torch's own sparse gradients."""

@@ -12,15 +12,17 @@ from torch.optim.sgd import sgd
 from recsys_models.optim import deferred
 from recsys_models.optim.row_sparse import RowSparseOptimizer, Visit, check_not_negative
 
+_LEAST_KEPT = 0.5  # of the weights in a step; a decay beyond that is done to all rows at once
+_LEAST_SCALE = 1e-2  # of all rows together, before it is multiplied out
+
 
 class RowSparseSGD(RowSparseOptimizer):
     """``torch.optim.SGD`` up to rounding, at a cost that does not grow with the tables.
 
-    Without a gradient a step multiplies a row by 1 - lr * weight_decay; with momentum it is a
-    2 x 2 matrix times the row and its momentum. These steps are deferred for rows outside the
-    batch and done at once, with the lr, weight decay and momentum that each step had, when the row
-    is looked up next, or by `flush`. Small tables, of which a batch names a good part, are updated
-    densely, which is faster and gives the same.
+    Weight decay multiplies all rows of a table by the same number. So a table in training is
+    stored as ``weights / scale``; a step multiplies the scale, and touches only rows with a
+    gradient. With momentum, a step of other rows is a 2 x 2 matrix times weights and momentum,
+    see ``deferred``. Both hold for any lr, weight decay and momentum that each step has.
 
     Args:
         params: see ``RowSparseOptimizer``.
@@ -41,55 +43,70 @@ class RowSparseSGD(RowSparseOptimizer):
 
     def read(self, table: Tensor, ids: Tensor) -> list[Tensor]:
         """Rows as all steps so far have left them, and their momentum if it is behind, too."""
-        size = deferred.width(self.state[table]) if self.is_pending(table) else 1
-        stored = [tensor.index_select(0, ids) for tensor in self._tensors(table, size)]
-        return (
-            deferred.caught_up(self.state[table], stored, ids) if self.is_pending(table) else stored
-        )
+        rows, state = table.index_select(0, ids), self._state_of(table)
+        if "scale" in state:
+            return [rows.mul_(float(state["scale"]))]
+        if deferred.is_pending(state):
+            momentum = state["momentum_buffer"].index_select(0, ids)
+            return deferred.caught_up(state, rows, momentum, ids)
+        return [rows]
 
     def is_pending(self, table: Tensor) -> bool:
         """Whether rows of the table may wait for an update."""
-        return table in self.state and deferred.is_pending(self.state[table])
+        state = self._state_of(table)
+        return "scale" in state or deferred.is_pending(state)
 
     def flush_table(self, table: Tensor) -> None:
         """Bring all rows of one table up to date."""
-        if self.is_pending(table):
-            state = self.state[table]
-            stored = self._tensors(table, deferred.width(state))
-            for old, new in zip(stored, deferred.caught_up(state, stored), strict=True):
-                old.copy_(new)
+        state = self._state_of(table)
+        if "scale" in state:
+            table.mul_(float(state.pop("scale")))
+        elif deferred.is_pending(state):
+            weights, momentum = deferred.caught_up(state, table, state["momentum_buffer"])
+            table.copy_(weights)
+            state["momentum_buffer"].copy_(momentum)
             deferred.settle(state)
 
     def step_rows(self, table: Tensor, visit: Visit, group: dict[str, Any]) -> None:
-        """Update rows; the decay and momentum of all others are deferred."""
-        lr, momentum, decay = (float(group[key]) for key in ("lr", "momentum", "weight_decay"))
-        matrix = [[1 - lr * decay]]
-        if momentum:
-            matrix = [[1 - lr * decay, -lr * momentum], [decay, momentum]]
-        state, size = self.state[table], len(matrix)
-        if self.is_pending(table) and (deferred.is_full(state) or deferred.width(state) != size):
+        """Update rows; what is due to all others is deferred."""
+        state, has_momentum = self.state[table], float(group["momentum"]) != 0
+        if deferred.is_full(state) or (
+            self.is_pending(table) and ("scale" in state) == has_momentum
+        ):
             self.flush_table(table)
-        tensors = self._tensors(table, size)
-        rows = visit.vectors[:size]
-        rows += [tensor.index_select(0, visit.ids) for tensor in tensors[len(rows) :]]
-        buffers: list[Tensor | None] = [rows[1]] if momentum else [None]
-        _sgd(rows[:1], [visit.grad], buffers, group)
-        for tensor, values in zip(tensors, rows, strict=True):
-            tensor.index_copy_(0, visit.ids, values)
-        deferred.defer(state, table, matrix, visit.ids)
+        if has_momentum:
+            self._step_with_momentum(table, self.summed(table, visit), group)
+        else:
+            self._step_scaled(table, visit, group)
+
+    def _step_scaled(self, table: Tensor, visit: Visit, group: dict[str, Any]) -> None:
+        state, lr = self.state[table], float(group["lr"])
+        kept = 1 - lr * float(group["weight_decay"])
+        scale = kept * float(state.get("scale", 1.0))
+        if not (kept > _LEAST_KEPT and scale > _LEAST_SCALE):
+            self.flush_table(table)
+            table.mul_(kept)
+            scale = 1.0
+        if scale != 1.0:
+            state.setdefault("scale", torch.tensor(1.0, dtype=torch.float64)).fill_(scale)
+        table.index_add_(0, visit.ids, visit.grad * (-lr / scale))
+
+    def _step_with_momentum(self, table: Tensor, visit: Visit, group: dict[str, Any]) -> None:
+        lr, momentum, decay = (float(group[key]) for key in ("lr", "momentum", "weight_decay"))
+        buffer = self._momentum_of(table)
+        weights, *rest = visit.vectors
+        momentum_rows = rest[0] if rest else buffer.index_select(0, visit.ids)
+        _sgd([weights], [visit.grad], [momentum_rows], group)
+        table.index_copy_(0, visit.ids, weights)
+        buffer.index_copy_(0, visit.ids, momentum_rows)
+        matrix = [[1 - lr * decay, -lr * momentum], [decay, momentum]]
+        deferred.defer(self.state[table], table, matrix, visit.ids)
 
     def step_dense(self, params: list[Tensor], grads: list[Tensor], group: dict[str, Any]) -> None:
         """Update whole parameters as ``torch.optim.SGD`` does."""
-        _sgd(
-            params,
-            grads,
-            [self._momentum_of(p) if group["momentum"] else None for p in params],
-            group,
-        )
-
-    def _tensors(self, table: Tensor, size: int) -> list[Tensor]:
-        """The table and, if there are two vectors to a row, its momentum."""
-        return [table] if size == 1 else [table, self._momentum_of(table)]
+        has_momentum = float(group["momentum"]) != 0
+        buffers = [self._momentum_of(p) if has_momentum else None for p in params]
+        _sgd(params, grads, buffers, group)
 
     def _momentum_of(self, parameter: Tensor) -> Tensor:
         """Its momentum; zeros before the first step, whose momentum is then the gradient."""
@@ -99,15 +116,22 @@ class RowSparseSGD(RowSparseOptimizer):
         buffer: Tensor = state["momentum_buffer"]
         return buffer
 
+    def _state_of(self, parameter: Tensor) -> dict[str, Any]:
+        """Its state, without making one."""
+        return self.state.get(parameter, {})
+
 
 def _sgd(
-    params: list[Tensor], grads: list[Tensor], buffers: list[Tensor | None], group: dict[str, Any]
+    params: list[Tensor],
+    grads: list[Tensor],
+    buffers: list[Tensor] | list[Tensor | None],
+    group: dict[str, Any],
 ) -> None:
     """One step of ``torch.optim.SGD``, with the present options, which anyone may have changed."""
     sgd(
         params,
         grads,
-        buffers,
+        list(buffers),
         fused=all(p.device.type in ("cpu", "cuda") for p in params),
         lr=float(group["lr"]),
         momentum=float(group["momentum"]),
