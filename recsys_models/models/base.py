@@ -112,14 +112,20 @@ class RecommenderModule(L.LightningModule):
         return super().train(mode)
 
     def on_fit_start(self) -> None:
-        """Refuse what cannot add up gradients of rows."""
-        if self._row_optimizer is not None and self.trainer.world_size > 1:
-            name = type(self._row_optimizer).__name__
-            raise MisconfigurationException(
-                f"{name} trains in one process, since its gradients name other rows in each; got "
-                f"{self.trainer.world_size} processes. Use trainer.devices=1, or the optimizer of "
-                "torch.optim that it stands for."
-            )
+        """Refuse what looks for the gradients of rows in vain."""
+        if self._row_optimizer is None:
+            return
+        scaler = getattr(self.trainer.precision_plugin, "scaler", None)
+        for found, way_out in (
+            (f"{self.trainer.world_size} processes", self.trainer.world_size > 1 and "devices=1"),
+            ("a gradient scaler", scaler is not None and "precision='bf16-mixed'"),
+        ):
+            if way_out:
+                raise MisconfigurationException(
+                    f"{type(self._row_optimizer).__name__} keeps gradients of rows to itself, so "
+                    f"nothing else can add up or scale them; got {found}. Use {way_out}, or the "
+                    "optimizer of torch.optim that it stands for."
+                )
 
     def on_train_end(self) -> None:
         """Leave all rows up to date."""

@@ -3,25 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from math import sqrt
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.optim.adam import adam
 
-from recsys_models.optim.row_sparse import RowSparseOptimizer, check_not_negative
+from recsys_models.optim.row_sparse import RowSparseOptimizer, Visit, check_not_negative
 
 
 class RowSparseAdam(RowSparseOptimizer):
-    """Lazy Adam: a row moves at the steps whose batch names it, and at no other.
+    """Lazy Adam: a row of a large table moves at the steps whose batch names it, and at no other.
 
     That is not ``torch.optim.Adam``, which moves all rows at every step. There the moments of a
     row outside the batch fade, it goes on in its last direction for some ten steps, and it decays;
     here its moments, its place and its decay wait. With weight decay a row is thus drawn to 0 at
     the rate at which batches name it, so a good weight decay is a larger one. In both, t in the
-    bias correction counts all steps. A step whose batch names all rows is Adam's, and so is
-    every step of a parameter that is not looked up.
+    bias correction counts the table's steps.
+
+    It is ``torch.optim.Adam`` where laziness would save nothing: for every parameter that is not
+    looked up, and at a step whose batch looks up at least a quarter as many rows as the table has.
 
     Adam's own course has no short form: what is due to a row after n steps without a gradient
     takes n steps to work out, since each divides by a root of its own.
@@ -49,42 +50,22 @@ class RowSparseAdam(RowSparseOptimizer):
         defaults = {"lr": lr, "betas": tuple(betas), "eps": eps, "weight_decay": weight_decay}
         super().__init__(params, defaults)
 
-    def step_rows(self, table: Tensor, ids: Tensor, grad: Tensor, group: dict[str, Any]) -> None:
+    def step_rows(self, table: Tensor, visit: Visit, group: dict[str, Any]) -> None:
         """Update rows and their moments."""
-        state = self._state(table)
-        state["step"] += 1
-        (beta1, beta2), t = group["betas"], float(state["step"])
-        weights = table.index_select(0, ids)
-        grad = grad.add(weights, alpha=float(group["weight_decay"]))
-        first = state["exp_avg"].index_select(0, ids).lerp_(grad, 1 - beta1)
-        second = state["exp_avg_sq"].index_select(0, ids).mul_(beta2)
-        second.addcmul_(grad, grad, value=1 - beta2)
-        state["exp_avg"].index_copy_(0, ids, first)
-        state["exp_avg_sq"].index_copy_(0, ids, second)
-        root = second.sqrt_().div_(sqrt(1 - beta2**t)).add_(group["eps"])
-        weights.addcdiv_(first, root, value=-float(group["lr"]) / (1 - beta1**t))
-        table.index_copy_(0, ids, weights)
+        state, visit = self._state(table), self.summed(table, visit)
+        tensors = [table, state["exp_avg"], state["exp_avg_sq"]]
+        moments = [tensor.index_select(0, visit.ids) for tensor in tensors[1:]]
+        weights, first, second = rows = [*visit.vectors, *moments]
+        _adam([weights], [visit.grad], [first], [second], [state["step"]], group)
+        for tensor, values in zip(tensors, rows, strict=True):
+            tensor.index_copy_(0, visit.ids, values)
 
     def step_dense(self, params: list[Tensor], grads: list[Tensor], group: dict[str, Any]) -> None:
         """Update whole parameters as ``torch.optim.Adam`` does."""
         states = [self._state(parameter) for parameter in params]
-        beta1, beta2 = group["betas"]
-        adam(
-            params,
-            grads,
-            [state["exp_avg"] for state in states],
-            [state["exp_avg_sq"] for state in states],
-            [],
-            [state["step"] for state in states],
-            fused=all(p.device.type in ("cpu", "cuda") for p in params),
-            amsgrad=False,
-            beta1=beta1,
-            beta2=beta2,
-            lr=float(group["lr"]),
-            weight_decay=float(group["weight_decay"]),
-            eps=group["eps"],
-            maximize=False,
-        )
+        keys = ("exp_avg", "exp_avg_sq", "step")
+        first, second, steps = ([state[key] for state in states] for key in keys)
+        _adam(params, grads, first, second, steps, group)
 
     def _state(self, parameter: Tensor) -> dict[str, Any]:
         state: dict[str, Any] = self.state[parameter]
@@ -93,3 +74,31 @@ class RowSparseAdam(RowSparseOptimizer):
             state["exp_avg"] = torch.zeros_like(parameter)
             state["exp_avg_sq"] = torch.zeros_like(parameter)
         return state
+
+
+def _adam(
+    params: list[Tensor],
+    grads: list[Tensor],
+    first: list[Tensor],
+    second: list[Tensor],
+    steps: list[Tensor],
+    group: dict[str, Any],
+) -> None:
+    """One step of ``torch.optim.Adam``, with the present options, which anyone may have changed."""
+    beta1, beta2 = group["betas"]
+    adam(
+        params,
+        grads,
+        first,
+        second,
+        [],
+        steps,
+        fused=all(p.device.type in ("cpu", "cuda") for p in params),
+        amsgrad=False,
+        beta1=beta1,
+        beta2=beta2,
+        lr=float(group["lr"]),
+        weight_decay=float(group["weight_decay"]),
+        eps=group["eps"],
+        maximize=False,
+    )

@@ -1,14 +1,14 @@
-"""A linear recurrence of all rows of a table, put off until a row is needed.
+"""Momentum's course of rows without a gradient, put off until a row is needed.
 
-A step without a gradient takes a row's m vectors x (its weights, then its momentum) to ``M x``,
-with the same m x m matrix M for all rows of a table. So it is enough to know, for each row, the
-step after which it was last written, and for each such step the product of the matrices since.
-Nothing is divided, and the products are float64, so it holds for any M and any change of it.
+A step without a gradient takes the pair of a row's weights and momentum to M times this pair, with
+the same 2 x 2 matrix M for all rows of a table. So it is enough to know, for each row, the step
+after which it was last written, and for each such step the product of the matrices since. Nothing
+is divided, and the products are float64, so it holds for any M and any change of it.
 
 All lives in the optimizer's state of the table, under these keys, which `settle` removes:
 
 - ``written_after``: the step after which a row was last written, shape (rows,), int32.
-- ``products``: the product of all M since each step, shape (m, m, LONGEST + 1).
+- ``products``: the product of all M since each step, transposed and flat, shape (LONGEST + 1, 4).
 - ``deferred_steps``: how many steps have been deferred, a tensor of one number on the CPU.
 """
 
@@ -22,7 +22,6 @@ from torch import Tensor
 LONGEST = 1024  # steps; then all rows are brought up to date, at a thousandth of a pass per step
 
 State = dict[str, Any]
-Matrix = list[list[float]]
 
 
 def is_pending(state: State) -> bool:
@@ -30,64 +29,49 @@ def is_pending(state: State) -> bool:
     return "deferred_steps" in state
 
 
-def width(state: State) -> int:
-    """The number m of vectors of a row."""
-    return len(state["products"])
-
-
 def is_full(state: State) -> bool:
     """Whether no further step can be deferred."""
-    return int(state["deferred_steps"]) == LONGEST
+    return is_pending(state) and int(state["deferred_steps"]) == LONGEST
 
 
-def caught_up(state: State, vectors: list[Tensor], ids: Tensor | None = None) -> list[Tensor]:
-    """Vectors of rows with all deferred steps done.
+def caught_up(
+    state: State, weights: Tensor, momentum: Tensor, ids: Tensor | None = None
+) -> list[Tensor]:
+    """Weights and momentum of rows with all deferred steps done.
 
     Args:
         state: the table's state, with something deferred.
-        vectors: m vectors of each row, each of shape (n, dim), as they were last written.
+        weights: as they were last written, shape (n, dim).
+        momentum: likewise.
         ids: the rows, shape (n,); None for all.
     """
     after = state["written_after"]
     after = after if ids is None else after.index_select(0, ids)
-    products = state["products"].index_select(2, after).to(vectors[0].dtype).unsqueeze(-1)
-    result = []
-    for row in products:
-        total = row[0] * vectors[0]
-        for factor, vector in zip(row[1:], vectors[1:], strict=True):
-            total.addcmul_(factor, vector)
-        result.append(total)
-    return result
+    factors = state["products"].to(weights.dtype).index_select(0, after)
+    ww, mw, wm, mm = factors.split(1, dim=1)
+    return [(ww * weights).add_(wm * momentum), (mw * weights).add_(mm * momentum)]
 
 
-def defer(state: State, table: Tensor, matrix: Matrix, written: Tensor) -> None:
+def defer(state: State, table: Tensor, matrix: list[list[float]], written: Tensor) -> None:
     """Defer one step of all rows of a table but those that were just written.
 
     Args:
-        state: the table's state.
+        state: the table's state, not full.
         table: the table.
         matrix: M of this step.
         written: ids of the rows that have taken the step, shape (n,).
     """
-    size = len(matrix)
-    identity = torch.eye(size, dtype=torch.float64)
-    if torch.equal(torch.tensor(matrix, dtype=torch.float64), identity):
-        if is_pending(state):
-            state["written_after"][written] = int(state["deferred_steps"])
-        return
     if not is_pending(state):
-        products = torch.zeros(size, size, LONGEST + 1, dtype=torch.float64)
-        products[:, :, 0] = identity
-        state["products"] = products.to(table.device)
+        identity = torch.eye(2, dtype=torch.float64, device=table.device)
+        state["products"] = identity.view(1, 4).repeat(LONGEST + 1, 1)
         state["written_after"] = torch.zeros(len(table), dtype=torch.int32, device=table.device)
         state["deferred_steps"] = torch.tensor(0)
-    products = state["products"]
-    step = torch.tensor(matrix, dtype=torch.float64, device=products.device)
-    products.copy_((step @ products.flatten(1)).view_as(products))
-    state["deferred_steps"] += 1
-    now = int(state["deferred_steps"])
-    products[:, :, now] = identity
-    state["written_after"][written] = now
+    now = int(state["deferred_steps"]) + 1
+    past = state["products"][:now]  # those from `now` on are still identities
+    step = torch.tensor(matrix, dtype=torch.float64, device=past.device)
+    past.copy_((past.view(-1, 2) @ step.T).view(-1, 4))
+    state["deferred_steps"].fill_(now)
+    state["written_after"].index_fill_(0, written, now)
 
 
 def settle(state: State) -> None:

@@ -4,21 +4,38 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Iterable
-from typing import Any, overload
+from typing import Any, NamedTuple, overload
 
 import torch
 from torch import Tensor
 from torch.nn.utils import get_total_norm
 from torch.optim import Optimizer
 
+_DENSE_UP_TO = 4  # rows of a table for each row that a batch looks up
+
+
+class Visit(NamedTuple):
+    """What a step is to know of the rows that were looked up; a row may stand there repeatedly.
+
+    Attributes:
+        ids: the rows, shape (n,).
+        grad: their gradients, shape (n, dim).
+        vectors: what `RowSparseOptimizer.read` gave for them.
+    """
+
+    ids: Tensor
+    grad: Tensor
+    vectors: list[Tensor]
+
 
 class RowSparseOptimizer(Optimizer):
     """An optimizer whose step costs what a batch looks up, not what its tables hold.
 
-    A table that training reads through `lookup` gets a sparse gradient, and only its rows in the
-    batch are updated. What is due to the others may be deferred, so between steps a table's rows
-    are current only where `lookup` returns them, or after `flush`. All else, and a table that was
-    read through `whole`, gets a dense gradient and torch's own dense update.
+    Of a table that training reads through `lookup` only the rows in the batch are updated; their
+    gradients come here instead of to ``table.grad``. What is due to other rows may be deferred, so
+    between steps a table's rows are current only where `lookup` returns them, or after `flush`.
+    All else, and a table that was read through `whole`, gets a dense gradient and torch's own
+    dense update.
 
     What is deferred lies in ``state[table]`` beside the moments: whoever copies and restores
     weights and optimizer state as they are, at any time, has a consistent copy. `state_dict`
@@ -33,21 +50,24 @@ class RowSparseOptimizer(Optimizer):
         check_not_negative("lr", defaults["lr"])
         check_not_negative("weight_decay", defaults["weight_decay"])
         super().__init__(params, defaults)
-        self._looked_up: set[int] = set()
+        self._forget()
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """Keep out of copies what names the original's parameters."""
+        """Gradients are no part of a copy."""
         super().__setstate__(state)
-        self._looked_up = set()
+        self._forget()
+
+    def _forget(self) -> None:
+        self._visits: dict[Tensor, list[Visit]] = {}
+        self._places: dict[Tensor, Tensor] = {}  # room to work in, one number per row
 
     def lookup(self, table: Tensor, ids: Tensor) -> Tensor:
         """Rows of a table, brought up to date: from ids of shape (...) to (..., dim)."""
         if not torch.is_grad_enabled():
-            values = self.current_rows(table, ids.flatten())
+            values = self.read(table, ids.flatten())[0]
         elif self.prefers_dense(table, ids.numel()):
             values = self.whole(table).index_select(0, ids.flatten())
         else:
-            self._looked_up.add(id(table))
             values = _Lookup.apply(table, ids.flatten(), self)  # type: ignore[no-untyped-call]
         return values.view(*ids.shape, -1)
 
@@ -70,7 +90,7 @@ class RowSparseOptimizer(Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:
-        """Update rows where the gradient is sparse, and whole parameters where it is dense."""
+        """Update the rows of tables that were looked up, and all else as a whole."""
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -78,36 +98,42 @@ class RowSparseOptimizer(Optimizer):
         for group in self.param_groups:
             dense = []
             for parameter in group["params"]:
-                if parameter.grad is None:
-                    continue
-                if parameter.grad.is_sparse and id(parameter) in self._looked_up:
-                    grad = parameter.grad.coalesce()
-                    self.step_rows(parameter, grad.indices()[0], grad.values(), group)
-                else:
+                if parameter.grad is not None:
                     self._check_current(parameter)
                     dense.append(parameter)
+                elif parameter in self._visits:
+                    self.step_rows(parameter, self._visit_of(parameter), group)
             if dense:
-                self.step_dense(dense, [_densely(parameter.grad) for parameter in dense], group)
+                self.step_dense(dense, [self._dense_grad(p) for p in dense], group)
         return loss
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Drop all gradients."""
+        self._visits.clear()
+        super().zero_grad(set_to_none)
 
     def state_dict(self) -> dict[str, Any]:
         """As for any optimizer, after a flush: nothing in it is deferred."""
         self.flush()
         return super().state_dict()
 
+    @torch.no_grad()
     def clip_gradients(self, limit: float, algorithm: str) -> None:
-        """Clip dense gradients and gradients of rows as if all were dense.
+        """Clip all gradients, of rows and others, as if they were dense.
 
         Args:
             limit: largest norm of all gradients together, or largest absolute value of an entry.
             algorithm: "norm" or "value".
         """
-        parameters = [p for group in self.param_groups for p in group["params"]]
-        parameters = [p for p in parameters if p.grad is not None]
-        for parameter in parameters:
-            if parameter.grad.is_sparse:
-                parameter.grad = parameter.grad.coalesce()
-        grads = [p.grad.values() if p.grad.is_sparse else p.grad for p in parameters]
+        grads = []
+        for parameter in (p for group in self.param_groups for p in group["params"]):
+            if parameter.grad is not None:
+                parameter.grad = self._dense_grad(parameter)
+                grads.append(parameter.grad)
+            elif parameter in self._visits:
+                visit = self.summed(parameter, self._visit_of(parameter), repeat=False)
+                self._visits[parameter] = [visit]
+                grads.append(visit.grad)
         if algorithm == "value":
             for grad in grads:
                 grad.clamp_(-limit, limit)
@@ -116,13 +142,25 @@ class RowSparseOptimizer(Optimizer):
             for grad in grads:
                 grad.mul_(factor)
 
-    def prefers_dense(self, table: Tensor, count: int) -> bool:
-        """Whether to read so many rows by a dense gradient; only where that changes no result."""
-        return False
+    def receive(self, table: Tensor, visit: Visit) -> None:
+        """Take gradients of rows, for the next step."""
+        self._visits.setdefault(table, []).append(visit)
 
-    def current_rows(self, table: Tensor, ids: Tensor) -> Tensor:
-        """Rows as all steps so far have left them: from shape (n,) to (n, dim)."""
-        return table.index_select(0, ids)
+    def prefers_dense(self, table: Tensor, count: int) -> bool:
+        """Whether so many look-ups name a good part of a table, so that a dense step is faster."""
+        return len(table) <= _DENSE_UP_TO * count
+
+    def read(self, table: Tensor, ids: Tensor) -> list[Tensor]:
+        """Rows as all steps so far have left them, and other vectors of theirs that it takes.
+
+        Args:
+            table: the table.
+            ids: the rows, shape (n,).
+
+        Returns:
+            Tensors of shape (n, dim), first the rows.
+        """
+        return [table.index_select(0, ids)]
 
     def is_pending(self, table: Tensor) -> bool:
         """Whether rows of the table may wait for an update."""
@@ -133,19 +171,49 @@ class RowSparseOptimizer(Optimizer):
         return
 
     @abstractmethod
-    def step_rows(self, table: Tensor, ids: Tensor, grad: Tensor, group: dict[str, Any]) -> None:
-        """Update rows.
-
-        Args:
-            table: the table.
-            ids: the rows, each once, shape (n,).
-            grad: their gradients, shape (n, dim).
-            group: the options.
-        """
+    def step_rows(self, table: Tensor, visit: Visit, group: dict[str, Any]) -> None:
+        """Update rows; see `summed` for those that stand in the visit more than once."""
 
     @abstractmethod
     def step_dense(self, params: list[Tensor], grads: list[Tensor], group: dict[str, Any]) -> None:
         """Update whole parameters as torch's own optimizer does."""
+
+    def summed(self, table: Tensor, visit: Visit, repeat: bool = True) -> Visit:
+        """The same rows with the sum of each row's gradients.
+
+        Without sorting: each place in the list is written to its row, and the one that stands there
+        in the end is the row's own. Which one it is makes no difference.
+
+        Args:
+            table: the table.
+            visit: the rows.
+            repeat: whether the sum stands at all places of a row, or at one, with 0 at the others.
+        """
+        ids, grad, vectors = visit
+        if table not in self._places:
+            self._places[table] = torch.zeros(len(table), dtype=torch.int64, device=ids.device)
+        places = self._places[table]
+        places.scatter_(0, ids, torch.arange(len(ids), device=ids.device))
+        own = places.index_select(0, ids)
+        total = torch.zeros_like(grad).index_add_(0, own, grad)
+        return Visit(ids, total.index_select(0, own) if repeat else total, vectors)
+
+    def _visit_of(self, table: Tensor) -> Visit:
+        """All that was looked up of a table since the last step."""
+        visits = self._visits[table]
+        if len(visits) == 1:
+            return visits[0]
+        ids, grads, vectors = zip(*visits, strict=True)
+        joined = [torch.cat(parts) for parts in zip(*vectors, strict=True)]
+        return Visit(torch.cat(ids), torch.cat(grads), joined)
+
+    def _dense_grad(self, parameter: Tensor) -> Tensor:
+        """Its gradient with what came by rows, and by torch's own sparse gradients."""
+        assert parameter.grad is not None
+        grad = parameter.grad.to_dense() if parameter.grad.is_sparse else parameter.grad
+        for visit in self._visits.pop(parameter, []):
+            grad = grad.index_add(0, visit.ids, visit.grad)
+        return grad
 
     def _check_current(self, parameter: Tensor) -> None:
         if self.is_pending(parameter):
@@ -158,27 +226,24 @@ class RowSparseOptimizer(Optimizer):
 
 
 class _Lookup(torch.autograd.Function):
-    """Current rows of a table, whose gradient is sparse."""
+    """Current rows of a table; their gradients go to the optimizer and not to the table."""
 
     @staticmethod
     def forward(ctx: Any, table: Tensor, ids: Tensor, optimizer: RowSparseOptimizer) -> Tensor:
-        ctx.save_for_backward(ids)
-        ctx.size = table.shape
-        return optimizer.current_rows(table, ids)
+        vectors = optimizer.read(table, ids)
+        ctx.save_for_backward(ids, *vectors)
+        ctx.table, ctx.optimizer = table, optimizer
+        return vectors[0]
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
-        (ids,) = ctx.saved_tensors
-        rows = torch.sparse_coo_tensor(ids.unsqueeze(0), grad, ctx.size, check_invariants=False)
-        return rows.coalesce(), None, None
+    def backward(ctx: Any, grad: Tensor) -> tuple[None, None, None]:
+        ids, *vectors = ctx.saved_tensors
+        ctx.optimizer.receive(ctx.table, Visit(ids, grad, vectors))
+        return None, None, None
 
 
 def check_not_negative(name: str, value: float) -> None:
     """Refuse a negative or undefined option."""
     if not value >= 0:
         raise ValueError(f"{name} must be at least 0; got {value}.")
-
-
-def _densely(grad: Tensor) -> Tensor:
-    return grad.to_dense() if grad.is_sparse else grad

@@ -10,19 +10,19 @@ from torch import Tensor
 from torch.optim.sgd import sgd
 
 from recsys_models.optim import deferred
-from recsys_models.optim.row_sparse import RowSparseOptimizer, check_not_negative
+from recsys_models.optim.row_sparse import RowSparseOptimizer, Visit, check_not_negative
 
-_DENSE_UP_TO = 4  # rows of a table per row that is looked up; a larger table is visited by rows
+_LEAST_KEPT = 0.5  # of the weights in a step; a decay beyond that is done to all rows at once
+_LEAST_SCALE = 1e-2  # of all rows together, before it is multiplied out
 
 
 class RowSparseSGD(RowSparseOptimizer):
     """``torch.optim.SGD`` up to rounding, at a cost that does not grow with the tables.
 
-    Without a gradient a step multiplies a row by 1 - lr * weight_decay; with momentum it is a
-    2 x 2 matrix times the row and its momentum. These steps are deferred for rows outside the
-    batch and done at once, with the lr, weight decay and momentum that each step had, when the row
-    is looked up next, or by `flush`. Small tables, of which a batch names a good part, are updated
-    densely, which is faster and gives the same.
+    Weight decay multiplies all rows of a table by the same number. So a table in training is
+    stored as ``weights / scale``; a step multiplies the scale, and touches only rows with a
+    gradient. With momentum, a step of other rows is a 2 x 2 matrix times weights and momentum,
+    see ``deferred``. Both hold for any lr, weight decay and momentum that each step has.
 
     Args:
         params: see ``RowSparseOptimizer``.
@@ -41,62 +41,72 @@ class RowSparseSGD(RowSparseOptimizer):
         check_not_negative("momentum", momentum)
         super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
 
-    def prefers_dense(self, table: Tensor, count: int) -> bool:
-        """Whether a table is small beside the rows that are looked up."""
-        return len(table) <= _DENSE_UP_TO * count
-
-    def current_rows(self, table: Tensor, ids: Tensor) -> Tensor:
-        """Rows as all steps so far have left them: from shape (n,) to (n, dim)."""
-        return self._vectors(table, ids)[0]
+    def read(self, table: Tensor, ids: Tensor) -> list[Tensor]:
+        """Rows as all steps so far have left them, and their momentum if it is behind, too."""
+        rows, state = table.index_select(0, ids), self._state_of(table)
+        if "scale" in state:
+            return [rows.mul_(float(state["scale"]))]
+        if deferred.is_pending(state):
+            momentum = state["momentum_buffer"].index_select(0, ids)
+            return deferred.caught_up(state, rows, momentum, ids)
+        return [rows]
 
     def is_pending(self, table: Tensor) -> bool:
         """Whether rows of the table may wait for an update."""
-        return table in self.state and deferred.is_pending(self.state[table])
+        state = self._state_of(table)
+        return "scale" in state or deferred.is_pending(state)
 
     def flush_table(self, table: Tensor) -> None:
         """Bring all rows of one table up to date."""
-        if self.is_pending(table):
-            state = self.state[table]
-            stored = self._deferred(table)
-            for old, new in zip(stored, deferred.caught_up(state, stored), strict=True):
-                old.copy_(new)
+        state = self._state_of(table)
+        if "scale" in state:
+            table.mul_(float(state.pop("scale")))
+        elif deferred.is_pending(state):
+            weights, momentum = deferred.caught_up(state, table, state["momentum_buffer"])
+            table.copy_(weights)
+            state["momentum_buffer"].copy_(momentum)
             deferred.settle(state)
 
-    def step_rows(self, table: Tensor, ids: Tensor, grad: Tensor, group: dict[str, Any]) -> None:
-        """Update rows; the decay and momentum of all others are deferred."""
-        lr, momentum, decay = _options(group)
-        state = self.state[table]
-        if self.is_pending(table) and (
-            deferred.is_full(state) or (deferred.width(state) > 1) != (momentum != 0)
+    def step_rows(self, table: Tensor, visit: Visit, group: dict[str, Any]) -> None:
+        """Update rows; what is due to all others is deferred."""
+        state, has_momentum = self.state[table], float(group["momentum"]) != 0
+        if deferred.is_full(state) or (
+            self.is_pending(table) and ("scale" in state) == has_momentum
         ):
             self.flush_table(table)
-        buffer = self._momentum_of(table) if momentum else None
-        weights, *rest = self._vectors(table, ids, with_momentum=momentum != 0)
-        update = grad.add(weights, alpha=decay)
-        matrix = [[1 - lr * decay]]
-        if buffer is not None:
-            update.add_(rest[0], alpha=momentum)
-            buffer.index_copy_(0, ids, update)
-            matrix = [[1 - lr * decay, -lr * momentum], [decay, momentum]]
-        table.index_copy_(0, ids, weights.sub_(update, alpha=lr))
-        deferred.defer(state, table, matrix, ids)
+        if has_momentum:
+            self._step_with_momentum(table, self.summed(table, visit), group)
+        else:
+            self._step_scaled(table, visit, group)
+
+    def _step_scaled(self, table: Tensor, visit: Visit, group: dict[str, Any]) -> None:
+        state, lr = self.state[table], float(group["lr"])
+        kept = 1 - lr * float(group["weight_decay"])
+        scale = kept * float(state.get("scale", 1.0))
+        if not (kept > _LEAST_KEPT and scale > _LEAST_SCALE):
+            self.flush_table(table)
+            table.mul_(kept)
+            scale = 1.0
+        if scale != 1.0:
+            state.setdefault("scale", torch.tensor(1.0, dtype=torch.float64)).fill_(scale)
+        table.index_add_(0, visit.ids, visit.grad * (-lr / scale))
+
+    def _step_with_momentum(self, table: Tensor, visit: Visit, group: dict[str, Any]) -> None:
+        lr, momentum, decay = (float(group[key]) for key in ("lr", "momentum", "weight_decay"))
+        buffer = self._momentum_of(table)
+        weights, *rest = visit.vectors
+        momentum_rows = rest[0] if rest else buffer.index_select(0, visit.ids)
+        _sgd([weights], [visit.grad], [momentum_rows], group)
+        table.index_copy_(0, visit.ids, weights)
+        buffer.index_copy_(0, visit.ids, momentum_rows)
+        matrix = [[1 - lr * decay, -lr * momentum], [decay, momentum]]
+        deferred.defer(self.state[table], table, matrix, visit.ids)
 
     def step_dense(self, params: list[Tensor], grads: list[Tensor], group: dict[str, Any]) -> None:
         """Update whole parameters as ``torch.optim.SGD`` does."""
-        lr, momentum, decay = _options(group)
-        buffers = [self._momentum_of(p) if momentum else None for p in params]
-        sgd(
-            params,
-            grads,
-            buffers,
-            fused=all(p.device.type in ("cpu", "cuda") for p in params),
-            lr=lr,
-            momentum=momentum,
-            weight_decay=decay,
-            dampening=0.0,
-            nesterov=False,
-            maximize=False,
-        )
+        has_momentum = float(group["momentum"]) != 0
+        buffers = [self._momentum_of(p) if has_momentum else None for p in params]
+        _sgd(params, grads, buffers, group)
 
     def _momentum_of(self, parameter: Tensor) -> Tensor:
         """Its momentum; zeros before the first step, whose momentum is then the gradient."""
@@ -106,20 +116,27 @@ class RowSparseSGD(RowSparseOptimizer):
         buffer: Tensor = state["momentum_buffer"]
         return buffer
 
-    def _vectors(self, table: Tensor, ids: Tensor, with_momentum: bool = False) -> list[Tensor]:
-        """Current weights of rows and, where deferred or asked for, their current momentum."""
-        if self.is_pending(table):
-            stored = [tensor.index_select(0, ids) for tensor in self._deferred(table)]
-            return deferred.caught_up(self.state[table], stored, ids)
-        tensors = [table, self._momentum_of(table)] if with_momentum else [table]
-        return [tensor.index_select(0, ids) for tensor in tensors]
-
-    def _deferred(self, table: Tensor) -> list[Tensor]:
-        """The tensors whose rows wait for an update."""
-        alone = deferred.width(self.state[table]) == 1
-        return [table] if alone else [table, self._momentum_of(table)]
+    def _state_of(self, parameter: Tensor) -> dict[str, Any]:
+        """Its state, without making one."""
+        return self.state.get(parameter, {})
 
 
-def _options(group: dict[str, Any]) -> tuple[float, float, float]:
-    """The present lr, momentum and weight decay, which anyone may have rewritten."""
-    return float(group["lr"]), float(group["momentum"]), float(group["weight_decay"])
+def _sgd(
+    params: list[Tensor],
+    grads: list[Tensor],
+    buffers: list[Tensor] | list[Tensor | None],
+    group: dict[str, Any],
+) -> None:
+    """One step of ``torch.optim.SGD``, with the present options, which anyone may have changed."""
+    sgd(
+        params,
+        grads,
+        list(buffers),
+        fused=all(p.device.type in ("cpu", "cuda") for p in params),
+        lr=float(group["lr"]),
+        momentum=float(group["momentum"]),
+        weight_decay=float(group["weight_decay"]),
+        dampening=0.0,
+        nesterov=False,
+        maximize=False,
+    )
