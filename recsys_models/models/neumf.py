@@ -42,6 +42,7 @@ class NeuMF(RecommenderModule):
             Glorot, h uniform after LeCun, biases at 0.
         optimizer: see ``RecommenderModule``.
         top_k: see ``RecommenderModule``.
+        compile: see ``RecommenderModule``.
     """
 
     def __init__(
@@ -53,8 +54,9 @@ class NeuMF(RecommenderModule):
         init_std: float = 0.01,
         optimizer: OptimizerFactory | None = None,
         top_k: Sequence[int | str] = (10,),
+        compile: bool = False,
     ) -> None:
-        super().__init__(num_users, num_items, optimizer, top_k)
+        super().__init__(num_users, num_items, optimizer, top_k, compile)
         _check_widths(gmf_dim, mlp_dims)
         self.gmf_dim = gmf_dim
         self.mlp_dims = tuple(mlp_dims)
