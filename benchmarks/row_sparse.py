@@ -123,10 +123,8 @@ def report(seconds, flushes) -> None:
                 for way in ("plain", "dense", "rows")
             }
             rows.append(row)
-            label = f"{shape} {name}"
-            print(
-                f"{label:20} {plain:7.0f} {dense:7.0f} {ours:7.0f} {dense / ours:9.1f}x {flush:7.0f}"
-            )
+            label, gain = f"{shape} {name}", dense / ours
+            print(f"{label:20} {plain:7.0f} {dense:7.0f} {ours:7.0f} {gain:9.1f}x {flush:7.0f}")
     growth = {
         name: {way: micro["eachmovie", name, way] / micro["ml_1m", name, way] for way in ways(name)}
         for name in OPTIMIZERS

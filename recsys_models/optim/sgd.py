@@ -118,7 +118,8 @@ class RowSparseSGD(RowSparseOptimizer):
 
     def _state_of(self, parameter: Tensor) -> dict[str, Any]:
         """Its state, without making one."""
-        return self.state.get(parameter, {})
+        state: dict[str, Any] = self.state.get(parameter, {})
+        return state
 
 
 def _sgd(
