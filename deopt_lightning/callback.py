@@ -10,31 +10,28 @@ import numpy as np
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
-from deopt_lightning import compatibility, trainer_seam
-from deopt_lightning.differential_evolution import DifferentialEvolution, Strategy
+from deopt_lightning import averaging, compatibility, trainer_seam
+from deopt_lightning.differential_evolution import Strategy
 from deopt_lightning.evaluators.probe import Monitor
-from deopt_lightning.generation import ProbeMaker
-from deopt_lightning.layer_control import LayerControl
 from deopt_lightning.members import MemberSearch
-from deopt_lightning.probing import ProbeSearch
 from deopt_lightning.random_state import rng_state, set_rng_state
+from deopt_lightning.rank_exchange import gather_ranks, warn_of_lost_rank
 from deopt_lightning.scale_factor import LocalSearch
 from deopt_lightning.search_space import Bounds, Repair
-from deopt_lightning.steady_state import SteadyStateDE
-
-PROBE_STEPS = 0.25  # of an epoch, unless given
+from deopt_lightning.searches import Search, build_maker, build_search
 
 
 class DEOptCallback(Callback):
     r"""Learns a learning rate and a weight decay for each layer during one training run.
 
-    At the end of an epoch, differential evolution (Eq. 6 to 10) proposes vectors of per-layer lr
-    and weight decay. Each is scored by a probe: from the same weights, a few optimizer steps on
-    the same batches, then a validation pass. The best vector trains the next epoch, from the
-    weights that its probe reached. The model is trained once.
+    A small population of members trains side by side, each from weights of its own with its own
+    vector of per-layer lr and weight decay; the Trainer's own epoch is one of them. At the end of
+    an epoch all have been validated, differential evolution (Eq. 6 to 10) replaces the worst by
+    trials around the best, and the best is the Trainer's model. There is one run, and no sweep.
 
-    A generation costs about ``2 * population_size`` probes and as many validation passes, and two
-    extra copies of model and optimizer state in memory (one with ``carry="hyperparameters"``).
+    An epoch costs what ``population_size`` epochs cost, less what Lightning's loops take, and
+    memory holds as many copies of model and optimizer state. ``carry="weights"`` costs less: short
+    probes from the Trainer's weights, two copies.
 
     Args:
         monitor: A metric that validation logs, for example ``"val_loss"``.
@@ -45,33 +42,48 @@ class DEOptCallback(Callback):
         weight_decay_bounds: Smallest and largest weight decay; exactly 0 is tried as well, and
             (0, 0) learns lr alone. By default likewise from the optimizer's own, and
             (1e-7, 1e-3) where that is 0.
-        probe_steps: Length of a probe: optimizer steps (int) or a fraction of an epoch (float); by
-            default a quarter of an epoch. Not with ``carry="population"``.
+        probe_steps: Asks for probes instead of members, of this length: optimizer steps (int) or a
+            fraction of an epoch (float). With ``carry="weights"`` or ``"hyperparameters"`` and
+            without this, a quarter of an epoch. In manual optimization a step is a call of
+            ``training_step``.
         layers: Which parameters form a layer: patterns as in ``group_layers``. By default the
             module's ``layer_groups()``, else one layer per submodule that owns parameters.
         seed: Seeds the search and the choice of probe batches.
-        carry: What a generation hands on beside the best vector. ``"weights"``: training goes on
-            from the weights that the best candidate's probe reached; its steps are not part of
-            ``global_step``. ``"hyperparameters"``: no more; the weights are restored, so that
-            apart from lr and weight decay the run is what it would be without the callback.
-            ``"population"``: every member keeps weights of its own and trains every epoch; the
-            Trainer's model is the best of them. Costs population_size epochs and validation passes
-            per epoch, and as many copies of model and optimizer state in memory and checkpoints.
+        carry: What a generation hands on. ``"population"``: every member keeps weights of its own
+            and trains every epoch; the Trainer's model is the best of them. This is the default,
+            or ``"weights"`` if ``probe_steps`` is given: candidates are scored by probes, which
+            all start from the Trainer's weights, and training goes on with the best vector from
+            the weights that its probe reached; these steps are not part of ``global_step``.
+            ``"hyperparameters"``: the vector alone; the weights are restored, so that apart from
+            lr and weight decay the run is what it would be without the callback.
+            ``"chain"``: the schedule of the authors' public program, for comparison. There are no
+            probes: each epoch trains with the values of another trial, from the weights that the
+            one before it has left, and a trial is accepted if it reaches the best of its round.
         every_n_epochs: Run a generation after every n-th epoch.
         warmup_epochs: Number of epochs before the first generation.
         max_generations: Stop searching after so many generations and keep the last values.
         strategy: ``"current_to_rand"`` (Eq. 9 as printed) or ``"mutant_then_trial"`` (Eq. 7 in 8).
         local_search: Local search for the scale factor (SFLSDE): ``"best"``, ``"all"`` or None.
-            A population that carries its weights goes without.
+            ``"population"`` and ``"chain"`` go without.
         repair: How a vector outside the bounds comes back: ``"reflect"`` or ``"clip"``.
         adopt: False searches and records, but changes nothing: a dry run.
+        optimizer_index: Which optimizer is controlled, in a module that has several; by default
+            all are.
         direct_steps: Train probes without Lightning's loops where the module has a method
             ``training_loss(batch)``, see ``direct_steps``; several times faster for small models,
             and bit for bit the same.
+        compile_steps: Let torch compile direct steps into one graph of loss, gradients and update,
+            if the rest of the run is long enough to make up for the seconds that this takes. Needs
+            SGD, Adam or AdamW, and on a CPU a C++ compiler. Results differ by rounding.
         workers: Number of processes that share a generation's candidates out among them, each with
             one thread; 0 for none. By default one for each of torch's threads, on Linux without a
             GPU. A worker is a fork of the process: what steps write to files or attributes of
             other objects stays in it.
+        share_over_ranks: With ``strategy="ddp"``, each process trains candidates of its own,
+            instead of all of them together every one, where the module has a method
+            ``training_loss(batch)``. The results are the same up to rounding; see docs/scaling.md.
+        snapshot_device: Where the states of candidates and members are kept: None for the model's
+            device, ``"cpu"`` to leave a GPU's memory to training.
 
     Raises:
         ValueError: For an argument that cannot work, naming it and the way out.
@@ -81,6 +93,7 @@ class DEOptCallback(Callback):
         schedule: One plain dict per epoch: the lr and weight decay per layer that trained it.
         probe_steps_taken: Optimizer steps taken in probes so far.
         evaluations: Validation passes made in probes so far.
+        compile_seconds: How long compiling the steps took; 0 if they are not compiled.
 
     Example::
 
@@ -98,7 +111,7 @@ class DEOptCallback(Callback):
         probe_steps: int | float | None = None,
         layers: Sequence[str] | Mapping[str, str | Sequence[str]] | None = None,
         seed: int = 0,
-        carry: Literal["hyperparameters", "weights", "population"] = "weights",
+        carry: Literal["population", "weights", "hyperparameters", "chain"] | None = None,
         every_n_epochs: int = 1,
         warmup_epochs: int = 0,
         max_generations: int | None = None,
@@ -106,8 +119,12 @@ class DEOptCallback(Callback):
         local_search: LocalSearch | None = "best",
         repair: Repair = "reflect",
         adopt: bool = True,
+        optimizer_index: int | None = None,
         direct_steps: bool = True,
+        compile_steps: bool = False,
         workers: int | None = None,
+        share_over_ranks: bool = False,
+        snapshot_device: Literal["cpu"] | None = None,
     ) -> None:
         self.monitor = monitor
         self.mode = mode
@@ -117,7 +134,7 @@ class DEOptCallback(Callback):
         self.probe_steps = probe_steps
         self.layers = layers
         self.seed = seed
-        self.carry = carry
+        self.carry = carry or ("population" if probe_steps is None else "weights")
         self.every_n_epochs = every_n_epochs
         self.warmup_epochs = warmup_epochs
         self.max_generations = max_generations
@@ -125,8 +142,12 @@ class DEOptCallback(Callback):
         self.local_search: LocalSearch | None = local_search
         self.repair: Repair = repair
         self.adopt = adopt
+        self.optimizer_index = optimizer_index
         self.direct_steps = direct_steps
+        self.compile_steps = compile_steps
         self.workers = workers
+        self.share_over_ranks = share_over_ranks
+        self.snapshot_device = snapshot_device
         compatibility.check_arguments(vars(self))
         self._reset()
 
@@ -138,9 +159,15 @@ class DEOptCallback(Callback):
         self.evaluations = 0
         self._last_epoch = -1  # the last epoch whose end was handled
         self._validated_step = -1  # the last optimizer step whose weights were validated
-        self._search: ProbeSearch | MemberSearch | None = None
+        self._search: Search | None = None
+        self._maker = build_maker(vars(self))
         self._resumed_rng: dict[str, Any] | None = None
         self._begin_rng: dict[str, Any] | None = None
+
+    @property
+    def member_bytes(self) -> int:
+        """Size of the members' states in this process, with ``carry="population"``; else 0."""
+        return self._search.nbytes if isinstance(self._search, MemberSearch) else 0
 
     # --- hooks, in the order in which the Trainer calls them ------------------------------------
 
@@ -167,12 +194,11 @@ class DEOptCallback(Callback):
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Checks the Trainer, splits the optimizer by layer, and builds or resumes the search."""
         self._reset()
-        compatibility.check_trainer(trainer, pl_module)
-        schedulers = [config.scheduler for config in trainer.lr_scheduler_configs]
+        compatibility.check_trainer(trainer, pl_module, self.carry, self.optimizer_index)
         try:
-            self._control = LayerControl(trainer.optimizers[0], pl_module, self.layers, schedulers)
+            self._control = trainer_seam.control_layers(trainer, self.layers, self.optimizer_index)
             self._values = self._control.own_values
-            self._search = self._build_search()
+            self._search = build_search(vars(self), self._control, self._maker)
             if self._resumed_checkpoint is not None:
                 self._control.to_split_layout(self._resumed_checkpoint)
                 self._resumed_checkpoint = None
@@ -196,6 +222,9 @@ class DEOptCallback(Callback):
         self.schedule = [row for row in self.schedule if row["epoch"] < epoch]
         self.schedule.append({"epoch": epoch, **self._control.by_layer(self._values)})
         assert self._search is not None
+        if self._resumed_rng is not None and trainer_seam.draws_order_again(trainer):
+            set_rng_state(self._resumed_rng)
+            self._begin_rng = None
         # The first epoch's order is drawn before this hook, from the state that the fit began with.
         rng, self._begin_rng = self._begin_rng or rng_state(), None
         if epoch + 1 >= self.warmup_epochs and not self._is_over():
@@ -242,14 +271,26 @@ class DEOptCallback(Callback):
             "schedule": self.schedule,
             "probe_steps_taken": self.probe_steps_taken,
             "evaluations": self.evaluations,
+            "compiled": self._maker.compiled,
             "last_epoch": self._last_epoch,
-            "rng": trainer_seam.gather_ranks(rng_state()),
+            "rng": gather_ranks(rng_state()),
         }
+
+    def on_exception(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
+    ) -> None:
+        """Says in plain words if another process of the run is gone."""
+        warn_of_lost_rank(exception)
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Removes the hooks from the optimizer."""
         if self._search is not None:
             self._control.close()
+
+    @property
+    def compile_seconds(self) -> float:
+        """How long compiling the steps took."""
+        return self._maker.compile_seconds
 
     # --- the search -----------------------------------------------------------------------------
 
@@ -265,6 +306,8 @@ class DEOptCallback(Callback):
         """Lets the search see the end of an epoch; returns what to log of it."""
         assert self._search is not None
         if trainer.should_stop or trainer.fast_dev_run or self._is_over():  # type: ignore[attr-defined]
+            return {}
+        if averaging.training_is_over(trainer):
             return {}
         validated = self._validated_step == trainer.global_step
         outcome = self._search.epoch_ends(trainer, self._is_due(trainer), validated)
@@ -287,62 +330,16 @@ class DEOptCallback(Callback):
         """Logs into the row of the epoch that has just ended."""
         pl_module.log_dict(metrics, sync_dist=trainer.world_size > 1)
 
-    def _build_search(self) -> ProbeSearch | MemberSearch:
-        """A search around the optimizer's own values, which open the first population."""
-        space, own, near = self._control.search_space(self.lr_bounds, self.weight_decay_bounds)
-        monitor = Monitor(self.monitor, self.mode)
-        maker = ProbeMaker(monitor, direct=self.direct_steps, workers=self.workers)
-        if self.carry == "population":
-            members = SteadyStateDE(
-                space,
-                self.population_size,
-                strategy=self.strategy,
-                repair=self.repair,
-                initial=[own],
-                near=near,
-                seed=self.seed,
-            )
-            return MemberSearch(members, self._control, maker, adopt=self.adopt)
-        targets = DifferentialEvolution(
-            space,
-            self.population_size,
-            strategy=self.strategy,
-            local_search=self.local_search,
-            repair=self.repair,
-            initial=[own],
-            seed=self.seed,
-        )
-        return ProbeSearch(
-            targets,
-            self._control,
-            maker,
-            probe_steps=PROBE_STEPS if self.probe_steps is None else self.probe_steps,
-            seed=self.seed,
-            carry_weights=self.carry == "weights",
-            adopt=self.adopt,
-        )
-
-    def _resume(
-        self, trainer: pl.Trainer, search: ProbeSearch | MemberSearch, state: dict[str, Any]
-    ) -> None:
+    def _resume(self, trainer: pl.Trainer, search: Search, state: dict[str, Any]) -> None:
         """Goes on where a checkpoint left off."""
-        names = list(self._control.layer_names)
-        if state["layers"] != names:
-            raise ValueError(
-                f"The checkpoint was written with the layers {state['layers']}, this run has "
-                f"{names}. Resume with the same model and `layers`."
-            )
-        if state["carry"] != self.carry:
-            raise ValueError(
-                f"The checkpoint was written with carry={state['carry']!r}, this run has "
-                f"carry={self.carry!r}. Resume with the same."
-            )
+        compatibility.check_resumed(state, list(self._control.layer_names), self.carry)
         search.load_state_dict(state["search"])
         self._values = np.array(state["values"])
         self.history = list(state["history"])
         self.schedule = list(state["schedule"])
         self.probe_steps_taken = state["probe_steps_taken"]
         self.evaluations = state["evaluations"]
+        self._maker.compiled = state.get("compiled")
         self._last_epoch = state["last_epoch"]
         self._validated_step = state["validated_step"]
         if len(state["rng"]) == trainer.world_size:

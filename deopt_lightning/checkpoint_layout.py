@@ -2,37 +2,66 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from itertools import zip_longest
 from typing import Any
 
 from torch.optim import Optimizer
 
 from deopt_lightning.lr_schedule import regroup
-from deopt_lightning.param_groups import GroupSplit
+from deopt_lightning.param_groups import GroupSplit, options_of
 
 _OWN_KEYS = ("params", "param_names", "name")
+_OURS = ("params", "name", "lr_multiplier")  # keys that a split group has for our sake
 
 
-def checkpoint_to_user_layout(checkpoint: dict[str, Any], split: GroupSplit) -> None:
-    """Rewrites optimizer and scheduler states in place, from split groups to the user's."""
-    checkpoint["optimizer_states"] = [
-        optimizer_to_user_layout(state, split) for state in checkpoint["optimizer_states"]
-    ]
-    first = [split.user_index.index(user) for user in range(len(split.user_options))]
-    for state in checkpoint["lr_schedulers"]:
-        regroup(state, first, old_count=len(split.user_index))
+def checkpoint_to_user_layout(
+    checkpoint: dict[str, Any], splits: Mapping[int, GroupSplit], owners: Sequence[int]
+) -> None:
+    """Rewrites optimizer and scheduler states in place, from split groups to the user's.
+
+    Args:
+        checkpoint: As Lightning writes it.
+        splits: How optimizers were split, by their index.
+        owners: For each LR scheduler the index of its optimizer.
+    """
+    states = checkpoint["optimizer_states"]
+    for index, split in splits.items():
+        states[index] = optimizer_to_user_layout(states[index], split)
+        first = [split.user_index.index(user) for user in range(len(split.user_options))]
+        for state in _scheduler_states(checkpoint, owners, index):
+            regroup(state, first, old_count=len(split.user_index))
 
 
 def checkpoint_to_split_layout(
-    checkpoint: dict[str, Any], split: GroupSplit, optimizer: Optimizer
+    checkpoint: dict[str, Any],
+    splits: Mapping[int, GroupSplit],
+    owners: Sequence[int],
+    optimizers: Mapping[int, Optimizer],
 ) -> None:
     """Rewrites optimizer and scheduler states in place, from the user's groups to split ones."""
-    checkpoint["optimizer_states"] = [
-        optimizer_to_split_layout(state, split, optimizer)
-        for state in checkpoint["optimizer_states"]
+    states = checkpoint["optimizer_states"]
+    for index, split in splits.items():
+        states[index] = optimizer_to_split_layout(states[index], split, optimizers[index])
+        for state in _scheduler_states(checkpoint, owners, index):
+            regroup(state, split.user_index, old_count=len(split.user_options))
+
+
+def _scheduler_states(
+    checkpoint: dict[str, Any], owners: Sequence[int], index: int
+) -> list[dict[str, Any]]:
+    """States of an optimizer's schedulers, those that callbacks brought along included.
+
+    A scheduler that a callback has put in belongs to the only optimizer.
+    """
+    states = list(checkpoint["lr_schedulers"])
+    states = [s for s, owner in zip_longest(states, owners, fillvalue=0) if s and owner == index]
+    brought = [
+        state.get("scheduler_state")
+        for state in checkpoint.get("callbacks", {}).values()
+        if isinstance(state, dict)
     ]
-    for state in checkpoint["lr_schedulers"]:
-        regroup(state, split.user_index, old_count=len(split.user_options))
+    return states + [state for state in brought if isinstance(state, dict) and index == 0]
 
 
 def optimizer_to_user_layout(state: Mapping[str, Any], split: GroupSplit) -> dict[str, Any]:
@@ -45,7 +74,7 @@ def optimizer_to_user_layout(state: Mapping[str, Any], split: GroupSplit) -> dic
     groups, start = [], 0
     for user_index, options in enumerate(split.user_options):
         part = state["param_groups"][split.user_index.index(user_index)]
-        kept = {key: value for key, value in part.items() if key in options}
+        kept = {key: value for key, value in part.items() if key in options or key not in _OURS}
         own = {key: options[key] for key in (*users_own, *_OWN_KEYS) if key in options}
         size = split.user_sizes[user_index]
         groups.append({**kept, **own, "params": list(range(start, start + size))})
@@ -71,7 +100,8 @@ def optimizer_to_split_layout(
         )
     groups, start = [], 0
     for group, user_index in zip(optimizer.param_groups, split.user_index, strict=True):
-        options = {k: v for k, v in saved[user_index].items() if k not in _OWN_KEYS}
+        saved_options = options_of(saved[user_index])
+        options = {k: v for k, v in saved_options.items() if k not in _OWN_KEYS}
         own = {key: group[key] for key in _OWN_KEYS[1:] if key in group}
         size = len(group["params"])
         groups.append({**options, **own, "params": list(range(start, start + size))})

@@ -8,19 +8,14 @@ from typing import Any
 
 import lightning.pytorch as pl
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.utilities.model_helpers import is_overridden
 from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
 
+from deopt_lightning.averaging import stochastic_averages_of
 from deopt_lightning.differential_evolution import check_choice, check_settings
 from deopt_lightning.trainer_seam import has_validation_data
 
 _SHARDED = ("FSDPStrategy", "DeepSpeedStrategy", "ModelParallelStrategy", "XLAFSDPStrategy")
-_WEIGHT_CHANGING = (
-    "BaseFinetuning",
-    "ModelPruning",
-    "StochasticWeightAveraging",
-    "WeightAveraging",
-)
+_WEIGHT_CHANGING = ("BaseFinetuning", "ModelPruning")
 
 
 def check_arguments(arguments: Mapping[str, Any]) -> None:
@@ -30,21 +25,49 @@ def check_arguments(arguments: Mapping[str, Any]) -> None:
         ValueError: Naming the argument, the value, and what to give instead.
     """
     check_choice("mode", arguments["mode"], ("min", "max"))
-    check_choice("carry", arguments["carry"], ("hyperparameters", "weights", "population"))
+    carry = arguments["carry"]
+    check_choice("carry", carry, ("hyperparameters", "weights", "population", "chain"))
+    check_choice("snapshot_device", arguments["snapshot_device"], (None, "cpu"))
+    if carry == "chain" and not arguments["adopt"]:
+        raise ValueError(
+            "adopt=False cannot be set with carry='chain', whose trials are scored by the epochs "
+            "that the Trainer itself trains with them; got False. Carry weights, hyperparameters "
+            "or population for a dry run."
+        )
     if not arguments["monitor"]:
         raise ValueError("monitor must name a validation metric; got an empty string.")
     search = ("population_size", "strategy", "local_search", "repair")
     check_settings(**{name: arguments[name] for name in search})
     _check_at_least("every_n_epochs", arguments["every_n_epochs"], 1)
     _check_at_least("warmup_epochs", arguments["warmup_epochs"], 0)
+    if arguments["optimizer_index"] is not None:
+        _check_at_least("optimizer_index", arguments["optimizer_index"], 0)
     if arguments["max_generations"] is not None:
         _check_at_least("max_generations", arguments["max_generations"], 1)
     if arguments["workers"] is not None:
         _check_at_least("workers", arguments["workers"], 0)
     if arguments["probe_steps"] is not None:
-        _check_probe_steps(arguments["probe_steps"], arguments["carry"])
+        _check_probe_steps(arguments["probe_steps"], carry)
     _check_bounds("lr_bounds", arguments["lr_bounds"], positive=True)
     _check_bounds("weight_decay_bounds", arguments["weight_decay_bounds"], positive=False)
+
+
+def check_resumed(state: Mapping[str, Any], layers: list[str], carry: str) -> None:
+    """Refuses a checkpoint that another kind of search has written.
+
+    Raises:
+        ValueError: Naming what differs.
+    """
+    if state["layers"] != layers:
+        raise ValueError(
+            f"The checkpoint was written with the layers {state['layers']}, this run has "
+            f"{layers}. Resume with the same model and `layers`."
+        )
+    if state["carry"] != carry:
+        raise ValueError(
+            f"The checkpoint was written with carry={state['carry']!r}, this run has "
+            f"carry={carry!r}. Resume with the same."
+        )
 
 
 def _check_at_least(name: str, value: int, least: int) -> None:
@@ -53,10 +76,11 @@ def _check_at_least(name: str, value: int, least: int) -> None:
 
 
 def _check_probe_steps(probe_steps: int | float, carry: str) -> None:
-    if carry == "population":
+    if carry in ("population", "chain"):
+        trained = "members all" if carry == "population" else "trials"
         raise ValueError(
-            "probe_steps cannot be set with carry='population', whose members all train whole "
-            f"epochs; got {probe_steps!r}. Leave it out, or carry weights or hyperparameters."
+            f"probe_steps cannot be set with carry={carry!r}, whose {trained} train whole epochs; "
+            f"got {probe_steps!r}. Leave it out, or carry weights or hyperparameters."
         )
     if isinstance(probe_steps, bool) or not probe_steps > 0 or math.isinf(probe_steps):
         raise ValueError(
@@ -80,25 +104,35 @@ def _check_bounds(name: str, bounds: Sequence[float] | None, *, positive: bool) 
         raise ValueError(f"{name} must be {needed}; got {bounds!r}.")
 
 
-def check_trainer(trainer: pl.Trainer, module: pl.LightningModule) -> None:
+def check_trainer(
+    trainer: pl.Trainer, module: pl.LightningModule, carry: str, optimizer_index: int | None
+) -> None:
     """Refuses a Trainer or a module in which a generation cannot run, or would run wrongly.
 
     Raises:
         MisconfigurationException: Naming the option and the way out.
     """
-    for problem in _problems(trainer, module):
+    for problem in _problems(trainer, module, carry, optimizer_index):
         raise MisconfigurationException(f"DEOptCallback {problem}")
 
 
-def _problems(trainer: pl.Trainer, module: pl.LightningModule) -> list[str]:
+def _problems(
+    trainer: pl.Trainer, module: pl.LightningModule, carry: str, optimizer_index: int | None
+) -> list[str]:
+    count = len(trainer.optimizers)
     checks: list[tuple[bool, str]] = [
         (
-            not module.automatic_optimization,
-            "needs automatic optimization, but this module sets automatic_optimization=False. Let "
-            "Lightning call the optimizer, or leave the callback out.",
+            optimizer_index is not None and optimizer_index >= count,
+            f"has optimizer_index={optimizer_index}, but the module has {count} optimizers, "
+            "counted from 0. Give a smaller one, or leave it out to control all.",
         ),
         (
-            not is_overridden("validation_step", module),
+            carry == "population" and bool(stochastic_averages_of(trainer)),
+            "with carry='population' would let StochasticWeightAveraging average the weights of "
+            "different members. Carry weights or hyperparameters, or use WeightAveraging.",
+        ),
+        (
+            not _overrides(module, "validation_step"),
             f"scores candidates by validation, but {type(module).__name__} has no "
             "validation_step. Add one that logs the monitor.",
         ),
@@ -124,10 +158,17 @@ def _problems(trainer: pl.Trainer, module: pl.LightningModule) -> list[str]:
             (
                 name is not None,
                 f"does not work beside {type(callback).__name__} ({name}): probes run without "
-                "other callbacks and would score other weights. Remove one of the two.",
+                "it and would score other weights. Remove one of the two.",
             )
         )
     return [message for wrong, message in checks if wrong]
+
+
+def _overrides(module: pl.LightningModule, method: str) -> bool:
+    """Whether a module has a method of its own, whichever import name its base class has."""
+    ancestors = type(module).__mro__
+    base = next(ancestor for ancestor in ancestors if ancestor.__name__ == "LightningModule")
+    return method in vars(module) or getattr(type(module), method) is not getattr(base, method)
 
 
 def _class_name(value: Any, names: Sequence[str]) -> str | None:

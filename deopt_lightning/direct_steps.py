@@ -21,6 +21,8 @@ import torch
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import Tensor
 
+from deopt_lightning.averaging import averages_of
+from deopt_lightning.compiled_steps import CompiledStep
 from deopt_lightning.snapshot import Snapshot
 from deopt_lightning.trainer_seam import ProbeLoops, muted
 
@@ -45,11 +47,15 @@ class DirectSteps:
     Args:
         trainer: A Trainer that `why_not` has nothing against.
         batches: What to train on. They are not copied: a pure function leaves them as they are.
+        compiled: Takes the steps that it can; their results are equal but for rounding.
     """
 
-    def __init__(self, trainer: pl.Trainer, batches: Sequence[Any]) -> None:
+    def __init__(
+        self, trainer: pl.Trainer, batches: Sequence[Any], compiled: CompiledStep | None = None
+    ) -> None:
         self.trainer = trainer
         self.batches = batches
+        self.compiled = compiled
 
     def __call__(self) -> None:
         """Trains on all batches from the present state."""
@@ -57,44 +63,71 @@ class DirectSteps:
         window, last = trainer.accumulate_grad_batches, len(self.batches) - 1
         (optimizer,) = trainer.optimizers
         optimizer.zero_grad()
+        if self.compiled is not None:
+            self.compiled.begin()
         with torch.enable_grad(), muted(module):
             for index, kept in enumerate(self.batches):
                 batch = trainer.strategy.batch_to_device(kept)
                 if module.on_train_batch_start(batch, index) == -1:
                     break  # the epoch's end, as in Lightning's loops
-                steps = (index + 1) % window == 0 or index == last
-                backward = self._backward(batch, window, clear=index % window == 0, clip=steps)
-                loss = optimizer.step(backward) if steps else backward()
+                loss: Any = self.compiled(batch) if self.compiled is not None else None
+                if loss is None:
+                    steps = (index + 1) % window == 0 or index == last
+                    clear = index % window == 0
+                    backward = self._backward(batch, index, window, clear=clear, clip=steps)
+                    loss = optimizer.step(backward) if steps else backward()
                 module.on_train_batch_end({"loss": loss}, batch, index)
 
-    def _backward(self, batch: Any, window: int, *, clear: bool, clip: bool) -> Callable[[], Any]:
+    def _backward(
+        self, batch: Any, index: int, window: int, *, clear: bool, clip: bool
+    ) -> Callable[[], Any]:
         """What an optimizer calls before it steps: loss and gradient."""
         trainer, module = self.trainer, self.trainer.lightning_module
         (optimizer,) = trainer.optimizers
 
         def backward() -> Tensor:
-            with trainer.precision_plugin.train_step_context():
-                loss: Tensor = module.training_loss(batch)  # type: ignore[operator]
-            if clear:
-                optimizer.zero_grad()
-            (loss / window if window > 1 else loss).backward()  # type: ignore[no-untyped-call]
+            loss = self.gradient(batch, index, window, clear=clear)
             if clip:
                 value, kind = trainer.gradient_clip_val, trainer.gradient_clip_algorithm
                 module.configure_gradient_clipping(optimizer, value, kind)
-            return loss.detach()
+            return loss
 
         return backward
 
+    def gradient(self, batch: Any, index: int, window: int, *, clear: bool) -> Tensor:
+        """Adds a batch's share of the gradient; returns the loss.
 
-def why_not(trainer: pl.Trainer) -> str | None:
-    """Why a Trainer's module cannot take direct steps; None if nothing speaks against it."""
+        Args:
+            batch: The batch, on the device.
+            index: Its place in the epoch.
+            window: Over how many batches a step accumulates gradients.
+            clear: Whether earlier gradients are dropped.
+        """
+        trainer = self.trainer
+        with trainer.precision_plugin.train_step_context():
+            loss: Tensor = trainer.lightning_module.training_loss(batch)  # type: ignore[operator]
+        if clear:
+            trainer.optimizers[0].zero_grad()
+        (loss / window if window > 1 else loss).backward()  # type: ignore[no-untyped-call]
+        return loss.detach()
+
+
+def why_not(trainer: pl.Trainer, strategy: str = "SingleDeviceStrategy") -> str | None:
+    """Why a Trainer's module cannot take direct steps; None if nothing speaks against it.
+
+    Args:
+        trainer: The Trainer, in its fit loop.
+        strategy: Name of the strategy's class that the steps are made for.
+    """
     module, precision = trainer.lightning_module, trainer.precision_plugin
     if not callable(getattr(module, "training_loss", None)):
         return f"{type(module).__name__} has no method training_loss(batch)"
     if not module.automatic_optimization or len(trainer.optimizers) != 1:
         return "training is not by one optimizer that Lightning calls"
-    if type(trainer.strategy).__name__ != "SingleDeviceStrategy":
+    if type(trainer.strategy).__name__ != strategy:
         return f"{type(trainer.strategy).__name__} shares training out among processes"
+    if averages_of(trainer):
+        return "a callback averages weights after each step"
     name, scaler = type(precision).__name__, getattr(precision, "scaler", None)
     if name not in ("Precision", "MixedPrecision") or scaler is not None:
         return f"precision={precision.precision!r} does more than to choose a type"

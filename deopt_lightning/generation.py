@@ -13,9 +13,13 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from numpy.typing import NDArray
 
 from deopt_lightning import trainer_seam
+from deopt_lightning.averaging import averages_of
+from deopt_lightning.compile_choice import choose_steps
+from deopt_lightning.compiled_steps import CompiledStep
 from deopt_lightning.direct_steps import DirectSteps, equals_loops, why_not
 from deopt_lightning.evaluators.probe import Metrics, Monitor, Probe
 from deopt_lightning.progress import generation_progress
+from deopt_lightning.rank_sharing import RankSharing
 from deopt_lightning.snapshot import Snapshot
 from deopt_lightning.trainer_seam import ProbeLoops
 from deopt_lightning.workers import worker_count
@@ -50,14 +54,41 @@ class ProbeMaker:
         direct: Whether to take direct steps where the module allows them.
         workers: Number of processes that share a generation's probes; None: one for each of
             torch's threads, where that is possible.
+        share: Whether the processes of a distributed run are to share a generation's probes.
+        snapshot_device: Where snapshots keep their tensors; by default where these are.
+        compile_steps: Whether direct steps may be compiled, see ``choose_steps``.
+        passes_left: How often the rest of the run passes over a generation's batches.
+
+    Attributes:
+        workers: Number of processes, once that is known.
+        compiled: Whether steps are compiled; None before that is decided. A resumed run is told
+            what was decided.
+        compile_seconds: How long compiling took.
     """
 
-    def __init__(self, monitor: Monitor, *, direct: bool, workers: int | None) -> None:
+    def __init__(
+        self,
+        monitor: Monitor,
+        *,
+        direct: bool,
+        workers: int | None,
+        share: bool,
+        snapshot_device: str | None,
+        compile_steps: bool = False,
+        passes_left: Callable[[pl.Trainer], float] = lambda trainer: float("inf"),
+    ) -> None:
         self.monitor = monitor
+        self.snapshot_device = snapshot_device
+        self.sharing = RankSharing(share, direct=direct)
         self._direct = direct
         self._asked_workers = workers
+        self._compile_steps = compile_steps
+        self._passes_left = passes_left
         self._checked = False
+        self._step: CompiledStep | None = None
         self.workers = 0
+        self.compiled: bool | None = None
+        self.compile_seconds = 0.0
 
     @contextmanager
     def probing(
@@ -78,7 +109,17 @@ class ProbeMaker:
             direct = DirectSteps(trainer, batches)
             if not self._checked:
                 self._check(trainer, loops, direct, start, expected)
+            direct.compiled = self._step
             yield Probe(loops, direct if self._direct else loops.train, self.monitor), advance
+
+    @contextmanager
+    def validating(self, trainer: pl.Trainer) -> Iterator[Probe]:
+        """A probe that only validates; the present state is restored in the end."""
+        with (
+            take_snapshot(trainer).restored_on_exit(),
+            trainer_seam.quiet_loops(trainer, []) as loops,
+        ):
+            yield Probe(loops, loops.train, self.monitor)
 
     def _check(
         self,
@@ -99,15 +140,34 @@ class ProbeMaker:
                 "does not train as training_step does, so probes take Lightning's slower loops. "
                 "Let training_step return training_loss(batch) and change nothing else."
             )
+        if self._compile_steps and self._direct:
+            self._step, self.compile_seconds = choose_steps(
+                trainer,
+                direct.batches,
+                start,
+                self._passes_left(trainer) * len(direct.batches),
+                processes=self.workers,
+                decided=self.compiled,
+            )
+            self.compiled = self._step is not None
 
 
-def take_snapshot(trainer: pl.Trainer) -> Snapshot:
-    """A snapshot of everything that a Trainer's steps and validation change."""
+def take_snapshot(trainer: pl.Trainer, device: str | None = None) -> Snapshot:
+    """A snapshot of everything that a Trainer's steps and validation change.
+
+    Args:
+        trainer: The Trainer.
+        device: Where it keeps tensors, see ``Snapshot.take``.
+    """
     return Snapshot.take(
         trainer.lightning_module,
         trainer.optimizers,
         stateful=[trainer.precision_plugin],
         generators=trainer_seam.loader_generators(trainer),
+        schedulers=[config.scheduler for config in trainer.lr_scheduler_configs],
+        beside=averages_of(trainer),
+        gradients=not trainer.lightning_module.automatic_optimization,
+        device=device,
     )
 
 
@@ -125,6 +185,15 @@ def warn_all_diverged(trainer: pl.Trainer) -> None:
     )
 
 
+def epochs_left(trainer: pl.Trainer) -> float:
+    """How many epochs are to come, and the one that has just ended."""
+    total, done = trainer.estimated_stepping_batches, trainer.current_epoch + 1
+    return (total - trainer.global_step) / max(1, trainer.global_step / done) + 1
+
+
 def optimizer_steps(trainer: pl.Trainer, batches: int) -> int:
-    """How many optimizer steps a pass over so many batches takes."""
+    """How many optimizer steps a pass over so many batches takes.
+
+    In manual optimization, which accumulates on its own, a step is a call of `training_step`.
+    """
     return -(-batches // trainer.accumulate_grad_batches)

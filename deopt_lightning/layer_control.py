@@ -1,19 +1,21 @@
-"""LayerControl: one optimizer under layer-wise control, beside its schedulers and checkpoints."""
+"""LayerControl: optimizers under layer-wise control, beside their schedulers and checkpoints."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 from torch.optim import Optimizer
+from torch.utils.hooks import RemovableHandle
 
 from deopt_lightning.checkpoint_layout import checkpoint_to_split_layout, checkpoint_to_user_layout
 from deopt_lightning.layers import LayerPatterns, group_layers
 from deopt_lightning.lr_schedule import apply_multipliers, regroup
-from deopt_lightning.param_groups import split_param_groups, write_hyperparameters
+from deopt_lightning.param_groups import GroupSplit, split_param_groups, write_hyperparameters
 from deopt_lightning.search_space import Bounds, SearchSpace
 
 FloatArray = NDArray[np.float64]
@@ -22,36 +24,53 @@ DECAY_BOUNDS_FROM_ZERO = (1e-7, 1e-3)  # where the optimizer's own weight decay 
 
 
 class LayerControl:
-    """Splits an optimizer by layer and writes per-layer lr and weight decay into it.
+    """Splits optimizers by layer and writes per-layer lr and weight decay into them.
 
     Args:
-        optimizer: The optimizer; its groups are split in place.
+        optimizers: The model's optimizers.
         module: The model.
-        patterns: Which parameters form a layer, see ``group_layers``.
-        schedulers: LR schedulers of the optimizer; with any, a learned lr acts as a multiplier.
+        patterns: Which parameters form a layer, see ``group_layers``. A layer with parameters in
+            several optimizers counts once for each.
+        schedulers: LR schedulers; in an optimizer that has one, a learned lr is a multiplier.
+        optimizer_index: The optimizer to control; by default all are.
+        scheduled: Whether a scheduler is still to come.
 
     Attributes:
         layer_names: Names of the N layers.
         own_values: (2N,) the user's lr per layer, then the user's weight decay per layer.
+        splits: For each controlled optimizer, by its index, how it was split.
     """
 
     def __init__(
         self,
-        optimizer: Optimizer,
+        optimizers: Sequence[Optimizer],
         module: nn.Module,
         patterns: LayerPatterns | None = None,
         schedulers: Sequence[object] = (),
+        *,
+        optimizer_index: int | None = None,
+        scheduled: bool = False,
     ) -> None:
         layers = group_layers(module, patterns)
-        self._optimizer = optimizer
-        self._split = split_param_groups(optimizer, module, layers, scheduled=bool(schedulers))
-        for scheduler in schedulers:
-            regroup(
-                vars(scheduler), self._split.user_index, old_count=len(self._split.user_options)
-            )
-        self._hooks = apply_multipliers(optimizer) if schedulers else []
-        self.layer_names = self._split.layer_names
-        self.own_values = np.concatenate([self._split.base_lr, self._split.base_weight_decay])
+        chosen = range(len(optimizers)) if optimizer_index is None else [optimizer_index]
+        self._optimizers = {index: optimizers[index] for index in chosen}
+        self._owners = [_owner(scheduler, optimizers) for scheduler in schedulers]
+        self._hooks: list[RemovableHandle] = []
+        self.splits: dict[int, GroupSplit] = {}
+        for index, optimizer in self._optimizers.items():
+            under_schedule = scheduled or index in self._owners
+            split = split_param_groups(optimizer, module, layers, scheduled=under_schedule)
+            self._hooks += apply_multipliers(optimizer) if under_schedule else []
+            self.splits[index] = split
+        for scheduler, owner in zip(schedulers, self._owners, strict=True):
+            if owner in self.splits:
+                split = self.splits[owner]
+                regroup(vars(scheduler), split.user_index, len(split.user_options))
+        self.layer_names = _unique_names(self.splits)
+        self.own_values = np.concatenate(
+            [split.base_lr for split in self.splits.values()]
+            + [split.base_weight_decay for split in self.splits.values()]
+        )
 
     def search_space(
         self,
@@ -92,7 +111,11 @@ class LayerControl:
     def write(self, values: FloatArray) -> None:
         """Eq. (1): puts (2N,) values into effect, first N learning rates, then N weight decays."""
         lr, weight_decay = np.split(values, 2)
-        write_hyperparameters(self._optimizer, self._split, lr, weight_decay)
+        start = 0
+        for index, split in self.splits.items():
+            rows = slice(start, start + len(split.layers))
+            write_hyperparameters(self._optimizers[index], split, lr[rows], weight_decay[rows])
+            start = rows.stop
 
     def by_layer(self, values: FloatArray) -> dict[str, dict[str, float]]:
         """(2N,) values as ``{"lr": {layer: value}, "weight_decay": {layer: value}}``."""
@@ -104,13 +127,26 @@ class LayerControl:
 
     def to_user_layout(self, checkpoint: dict[str, Any]) -> None:
         """Rewrites a checkpoint in place, so that a Trainer without this package loads it."""
-        checkpoint_to_user_layout(checkpoint, self._split)
+        checkpoint_to_user_layout(checkpoint, self.splits, self._owners)
 
     def to_split_layout(self, checkpoint: dict[str, Any]) -> None:
-        """Rewrites a checkpoint in place, so that the split optimizer loads it."""
-        checkpoint_to_split_layout(checkpoint, self._split, self._optimizer)
+        """Rewrites a checkpoint in place, so that the split optimizers load it."""
+        checkpoint_to_split_layout(checkpoint, self.splits, self._owners, self._optimizers)
 
     def close(self) -> None:
-        """Removes the hooks from the optimizer."""
+        """Removes the hooks from the optimizers."""
         for hook in self._hooks:
             hook.remove()
+
+
+def _owner(scheduler: object, optimizers: Sequence[Optimizer]) -> int:
+    """Index of the optimizer that a scheduler acts on; the first if the scheduler does not say."""
+    optimizer = getattr(scheduler, "optimizer", None)
+    return next((index for index, known in enumerate(optimizers) if known is optimizer), 0)
+
+
+def _unique_names(splits: Mapping[int, GroupSplit]) -> tuple[str, ...]:
+    """Layer names of all optimizers; with the optimizer's index where one has it, too."""
+    names = [(index, name) for index, split in splits.items() for name in split.layer_names]
+    counts = Counter(name for _, name in names)
+    return tuple(f"{name}/{index}" if counts[name] > 1 else name for index, name in names)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import MutableMapping, Sequence
+from collections.abc import Mapping, MutableMapping, Sequence
 from typing import Any
 
 from torch.optim import Optimizer
@@ -11,7 +11,7 @@ from torch.utils.hooks import RemovableHandle
 from deopt_lightning.param_groups import set_option
 
 # Lists that torch's schedulers keep with one entry per parameter group.
-_PER_GROUP = (
+PER_GROUP = (
     "base_lrs",
     "_last_lr",
     "lr_lambdas",
@@ -32,8 +32,8 @@ def apply_multipliers(optimizer: Optimizer) -> list[RemovableHandle]:
 
     def scale(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         scheduled[:] = [float(group["lr"]) for group in optimizer.param_groups]
-        for group, lr in zip(optimizer.param_groups, scheduled, strict=True):
-            set_option(group, "lr", lr * group.get("lr_multiplier", 1.0))
+        for group in optimizer.param_groups:
+            set_option(group, "lr", effective_lr(group))
 
     def put_back(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         for group, lr in zip(optimizer.param_groups, scheduled, strict=True):
@@ -45,15 +45,26 @@ def apply_multipliers(optimizer: Optimizer) -> list[RemovableHandle]:
     ]
 
 
-def regroup(state: MutableMapping[str, Any], parents: Sequence[int], old_count: int) -> None:
+def effective_lr(group: Mapping[str, Any]) -> float:
+    """The lr that a step is to use: the scheduled one times what was learned."""
+    return float(group["lr"]) * float(group.get("lr_multiplier", 1.0))
+
+
+def regroup(
+    state: MutableMapping[str, Any],
+    parents: Sequence[int],
+    old_count: int,
+    keys: Sequence[str] = PER_GROUP,
+) -> None:
     """Rewrites a scheduler's per-group lists in place for other parameter groups.
 
     Args:
         state: ``vars(scheduler)`` or a scheduler's ``state_dict()``.
         parents: For each new group, the index of the old group that it takes its entry from.
         old_count: Number of old groups.
+        keys: Names of the lists.
     """
-    for key in _PER_GROUP:
+    for key in keys:
         values = state.get(key)
         if isinstance(values, list | tuple) and len(values) == old_count:
             state[key] = [values[parent] for parent in parents]

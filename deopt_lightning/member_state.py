@@ -17,12 +17,14 @@ def to_plain(snapshot: Snapshot) -> dict[str, Any]:
         Parameters, persistent buffers, optimizer and other states, in types that a safe
         `torch.load` accepts. The tensors are the snapshot's own.
     """
-    module = snapshot.module
+    model = snapshot.modules[0]
     saved = {id(tensor): copy for tensor, copy in snapshot.tensors}
-    live = module.state_dict(keep_vars=True)
-    names = {id(parameter): name for name, parameter in module.named_parameters()}
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
     return {
-        "module": {name: saved[id(t)] for name, t in live.items() if id(t) in saved},
+        "modules": [
+            {name: saved[id(t)] for name, t in live.items() if id(t) in saved}
+            for live in _live(snapshot)
+        ],
         "optimizers": [
             {names[id(parameter)]: entries for parameter, entries in state.items()}
             for _, state, _ in snapshot.optimizers
@@ -36,19 +38,25 @@ def from_plain(plain: dict[str, Any], present: Snapshot) -> Snapshot:
 
     Args:
         plain: What `to_plain` returned.
-        present: A snapshot of the module as it is.
+        present: A snapshot of the model as it is.
     """
-    module = present.module
-    live = module.state_dict(keep_vars=True)
-    parameters: dict[str, torch.Tensor] = dict(module.named_parameters())
-    copies = {id(live[name]): copy for name, copy in plain["module"].items()}
+    parameters: dict[str, torch.Tensor] = dict(present.modules[0].named_parameters())
+    places = {id(tensor): copy.device for tensor, copy in present.tensors}
+    copies = {
+        id(live[name]): copy
+        for live, saved in zip(_live(present), plain["modules"], strict=True)
+        for name, copy in saved.items()
+    }
     tensors = [
         (tensor, _like(copies.get(id(tensor), copy), copy)) for tensor, copy in present.tensors
     ]
     optimizers = [
         (
             optimizer,
-            {parameters[name]: _on(entries, parameters[name]) for name, entries in state.items()},
+            {
+                (parameter := parameters[name]): _on(entries, parameter, places[id(parameter)])
+                for name, entries in state.items()
+            },
             groups,
         )
         for (optimizer, _, groups), state in zip(
@@ -60,14 +68,19 @@ def from_plain(plain: dict[str, Any], present: Snapshot) -> Snapshot:
     return replace(present, tensors=tensors, optimizers=optimizers, stateful=stateful)
 
 
+def _live(snapshot: Snapshot) -> list[dict[str, torch.Tensor]]:
+    """The tensors themselves of each module's `state_dict`."""
+    return [module.state_dict(keep_vars=True) for module in snapshot.modules]
+
+
 def _like(value: torch.Tensor, present: torch.Tensor) -> torch.Tensor:
     return value.to(present.device, present.dtype)
 
 
-def _on(entries: dict[str, Any], parameter: torch.Tensor) -> dict[str, Any]:
-    """Entries of an optimizer's state on the parameter's device, but for step counts."""
+def _on(entries: dict[str, Any], parameter: torch.Tensor, device: torch.device) -> dict[str, Any]:
+    """Entries of an optimizer's state on a device, but for step counts."""
     return {
-        key: value.to(parameter.device)
+        key: value.to(device)
         if isinstance(value, torch.Tensor) and value.shape == parameter.shape
         else value
         for key, value in entries.items()

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import time
-from copy import copy
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import lightning.pytorch as pl
 import numpy as np
+from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
-from deopt_lightning import trainer_seam
+from deopt_lightning import averaging, trainer_seam
+from deopt_lightning.epoch_start import EpochStart
 from deopt_lightning.evaluators.probe import Metrics, Probe, Score
 from deopt_lightning.generation import (
     Outcome,
@@ -20,29 +23,14 @@ from deopt_lightning.generation import (
     take_snapshot,
     warn_all_diverged,
 )
+from deopt_lightning.held_state import HeldState, distinct
 from deopt_lightning.history import finite, spread
 from deopt_lightning.layer_control import LayerControl
-from deopt_lightning.member_state import from_plain, to_plain
-from deopt_lightning.param_groups import set_option
-from deopt_lightning.random_state import RandomState
-from deopt_lightning.snapshot import SCHEDULED_OPTIONS, Snapshot
+from deopt_lightning.member_state import from_plain
+from deopt_lightning.rank_sharing import share_out
+from deopt_lightning.snapshot import Snapshot
 from deopt_lightning.steady_state import SteadyStateDE
 from deopt_lightning.workers import run_shared_out
-
-
-@dataclass(frozen=True)
-class EpochStart:
-    """What the other members need in order to train the epoch that the Trainer has trained.
-
-    Attributes:
-        random: The random generators, so that they draw the same batches.
-        progress: Counts of optimizer steps.
-        options: What LR schedulers had written into each parameter group.
-    """
-
-    random: RandomState
-    progress: dict[str, Any]
-    options: list[dict[str, Any]]
 
 
 class MemberSearch:
@@ -68,7 +56,7 @@ class MemberSearch:
         self._maker = maker
         self._adopts = adopt
         self._leader = 0
-        self._members: list[Snapshot] = []
+        self._members: list[HeldState] = []
         self._epoch_start: EpochStart | None = None
         self._resumed: dict[str, Any] | None = None
 
@@ -77,12 +65,11 @@ class MemberSearch:
         resumed, self._resumed = self._resumed, None
         if resumed is None:
             return
-        present = take_snapshot(trainer)
-        self._members = [from_plain(plain, present) for plain in resumed["members"]]
+        present = self._take(trainer)
+        members = [from_plain(plain, present) for plain in resumed["members"]]
+        self._members = [HeldState(snapshot) for snapshot in members]
         if resumed["epoch_start"] is not None:
-            random, progress, options = resumed["epoch_start"]
-            random_state = RandomState.take(trainer_seam.loader_generators(trainer), random)
-            self._epoch_start = EpochStart(random_state, progress, options)
+            self._epoch_start = EpochStart.from_plain(resumed["epoch_start"], trainer)
 
     def epoch_starts(self, trainer: pl.Trainer, rng: dict[str, Any]) -> None:
         """Notes how the epoch begins; the first time, with what weights.
@@ -92,15 +79,8 @@ class MemberSearch:
             rng: State of the global random generators from which the epoch's order is drawn.
         """
         if not self._members:
-            self._members = [take_snapshot(trainer)] * self.search.population_size
-        self._epoch_start = EpochStart(
-            RandomState.take(trainer_seam.loader_generators(trainer), rng),
-            trainer_seam.step_counts(trainer),
-            [
-                {key: copy(group[key]) for key in SCHEDULED_OPTIONS if key in group}
-                for group in _groups(trainer)
-            ],
-        )
+            self._members = [HeldState(self._take(trainer))] * self.search.population_size
+        self._epoch_start = EpochStart.take(trainer, rng)
 
     def epoch_ends(self, trainer: pl.Trainer, due: bool, validated: bool) -> Outcome | None:
         """Lets the other members train the epoch; if a generation is due, compares them all.
@@ -116,7 +96,8 @@ class MemberSearch:
             return None
         started = time.perf_counter()
         logged = dict(trainer.callback_metrics) if validated else None
-        end = take_snapshot(trainer)
+        averaging.end_epoch(trainer)
+        end = self._take(trainer)
         others = [m for m in range(len(self._members)) if m != self._leader]
         results: dict[int, _Result] = {}
         with end.restored_on_exit():
@@ -125,26 +106,22 @@ class MemberSearch:
             with self._maker.probing(trainer, batches, end, len(others)) as (probe, advance):
                 probe.loops.progress = self._epoch_start.progress
                 end.restore()
-                results[self._leader] = _Result(end, _score_of_leader(probe, logged, due))
-
-                def train(index: int) -> _Result:
-                    self._go_back(trainer, others[index], end)
-                    score = probe.score(validate=due)
-                    return _Result(take_snapshot(trainer), score)
-
-                workers = self._maker.workers
-                known = end.originals() if workers > 1 else ()
-                for index, result in run_shared_out(train, len(others), workers, known):
-                    results[others[index]] = result
+                results[self._leader] = _Result(
+                    HeldState(end), _score_of_leader(probe, logged, due)
+                )
+                for member, result in self._train(trainer, probe, others, end, due):
+                    results[member] = result
                     advance()
         ordered = [results[member] for member in range(len(self._members))]
-        self._members = [result.snapshot for result in ordered]
+        self._members = [result.state for result in ordered]
         scores = [result.score for result in ordered]
         steps = optimizer_steps(trainer, len(batches)) * sum(score.trained for score in scores)
         cost = {"probe_steps": steps, "evaluations": sum(score.validated for score in scores)}
         if not due:
             return Outcome(None, None, {}, **cost)
-        generation = self._compare(trainer, ordered)
+        generation = self._compare(trainer, ordered, end)
+        if self.search.generation == 1:
+            self._say_size(trainer)
         best = self._maker.monitor.signed(scores[self._leader].perf)
         return Outcome(
             values=self.search.space.decode(self.search.vectors[self._leader]),
@@ -165,8 +142,8 @@ class MemberSearch:
         return {
             "search": self.search.state_dict(),
             "leader": self._leader,
-            "members": [to_plain(snapshot) for snapshot in self._members],
-            "epoch_start": start and [start.random.rng, start.progress, start.options],
+            "members": [state.to_plain() for state in self._members],
+            "epoch_start": start and start.to_plain(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -179,6 +156,21 @@ class MemberSearch:
         """Frees the members; the leader goes on alone."""
         self._members, self._epoch_start = [], None
 
+    @property
+    def nbytes(self) -> int:
+        """Size of the states that members have in this process; equal ones are held once."""
+        return sum(snapshot.nbytes for snapshot in distinct(self._members))
+
+    def _say_size(self, trainer: pl.Trainer) -> None:
+        rank_zero_info(
+            f"DEOptCallback: the {len(self._members)} members' states take "
+            f"{self.nbytes / 1e6:.1f} MB here after epoch {trainer.current_epoch}, in "
+            f"{len(distinct(self._members))} copies; up to twice as much while a generation runs."
+        )
+
+    def _take(self, trainer: pl.Trainer) -> Snapshot:
+        return take_snapshot(trainer, self._maker.snapshot_device)
+
     def _batches(self, trainer: pl.Trainer) -> list[object]:
         """As many batches as the epoch has had, drawn from the random state it began with."""
         assert self._epoch_start is not None
@@ -186,29 +178,60 @@ class MemberSearch:
         count = trainer_seam.batches_trained(trainer)
         return trainer_seam.fetch_batches(trainer, count, trainer.current_epoch)
 
-    def _go_back(self, trainer: pl.Trainer, member: int, end: Snapshot) -> None:
-        """Puts a member where it began the epoch, with its values and everyone's random state."""
+    def _train(
+        self, trainer: pl.Trainer, probe: Probe, members: list[int], end: Snapshot, due: bool
+    ) -> Iterator[tuple[int, _Result]]:
+        """Trains members on the probe's batches and, on request, validates them; in any order."""
+        batches, take = probe.loops.batches, partial(self._take, trainer)
+        write = partial(self._write, trainer)
+        ranks = self._maker.sharing.begin(probe, batches, end, take)
+        if ranks is not None:
+            homes = [state.home for state in self._members]
+            owners = share_out(members, homes, trainer.world_size)
+
+            def restore(member: int) -> None:
+                self._members[member].restore()
+
+            for member, score, snapshot in ranks.scores(owners, restore, write, due):
+                yield member, _Result(HeldState(snapshot, owners[member]), score)
+            return
+
+        def train(index: int) -> _Result:
+            self._members[members[index]].restore()
+            end.random.restore()
+            write(members[index])
+            score = probe.score(validate=due)
+            probe.loops.end_epoch()
+            return _Result(HeldState(take()), score)
+
+        workers = self._maker.workers
+        known = end.originals() if workers > 1 else ()
+        for index, result in run_shared_out(train, len(members), workers, known):
+            yield members[index], result
+
+    def _write(self, trainer: pl.Trainer, member: int) -> None:
+        """Writes a member's values, and what schedulers had written as the epoch began."""
         assert self._epoch_start is not None
-        self._members[member].restore()
-        end.random.restore()
-        for group, options in zip(_groups(trainer), self._epoch_start.options, strict=True):
-            for key, value in options.items():
-                set_option(group, key, value)
+        self._epoch_start.write_schedule(trainer)
         self._control.write(self.search.space.decode(self.search.vectors[member]))
 
-    def _compare(self, trainer: pl.Trainer, results: list[_Result]) -> dict[str, Any]:
+    def _compare(
+        self, trainer: pl.Trainer, results: list[_Result], end: Snapshot
+    ) -> dict[str, Any]:
         """Replaces the worst, lets the best lead, and returns the record of it."""
         search, perf = self.search, np.array([result.score.perf for result in results])
         members = search.space.decode(search.vectors).tolist()
         parents = search.tell(perf, keep=None if self._adopts else self._leader)
-        self._members = [results[parent].snapshot for parent in parents]
-        if not np.isfinite(perf).any():
-            warn_all_diverged(trainer)
-        elif self._adopts:
+        if np.isfinite(perf).any():
             best = int(np.argmax(np.where(np.isfinite(perf), perf, -np.inf)))
-            if best != self._leader:
-                adopt_weights(trainer, results[best].snapshot, results[best].score.metrics)
+            state = results[best].state.everywhere(end)
+            results[best] = replace(results[best], state=HeldState(state))
+            if self._adopts and best != self._leader:
+                adopt_weights(trainer, state, results[best].score.metrics)
                 self._leader = best
+        else:
+            warn_all_diverged(trainer)
+        self._members = [results[parent].state for parent in parents]
         return {
             "epoch": trainer.current_epoch,
             "names": list(search.space.names),
@@ -223,7 +246,7 @@ class MemberSearch:
 class _Result:
     """A member at the end of an epoch."""
 
-    snapshot: Snapshot
+    state: HeldState
     score: Score
 
 
@@ -235,7 +258,3 @@ def _score_of_leader(probe: Probe, logged: Metrics | None, due: bool) -> Score:
         return probe.validate()
     perf = probe.monitor.perf(logged, probe.loops)
     return Score(perf, logged, trained=False, validated=False)
-
-
-def _groups(trainer: pl.Trainer) -> list[dict[str, Any]]:
-    return [group for optimizer in trainer.optimizers for group in optimizer.param_groups]

@@ -102,7 +102,7 @@ def split_param_groups(
         layers=tuple(layers[layer] for layer in used),
         layer_index=tuple(used.index(p.layer) if p.layer >= 0 else -1 for p in parts),
         user_index=tuple(part.user_index for part in parts),
-        user_options=tuple(_options(group) for group in user_groups),
+        user_options=tuple(options_of(group) for group in user_groups),
         user_sizes=tuple(len(group["params"]) for group in user_groups),
         user_order=tuple(position[id(p)] for g in optimizer.param_groups for p in g["params"]),
         base_lr=rates,
@@ -189,13 +189,13 @@ def _layer_by_parameter(module: nn.Module, layers: Sequence[Layer]) -> dict[int,
 
 def _part_of_group(group: dict[str, Any], rows: Sequence[int], name: str) -> dict[str, Any]:
     """A new group with some of a group's parameters and all of its options."""
-    part = {"params": [group["params"][i] for i in rows], **_options(group), "name": name}
+    part = {"params": [group["params"][i] for i in rows], **options_of(group), "name": name}
     if "param_names" in group:
         part["param_names"] = [group["param_names"][i] for i in rows]
     return part
 
 
-def _options(group: dict[str, Any]) -> dict[str, Any]:
+def options_of(group: Mapping[str, Any]) -> dict[str, Any]:
     """A group without its parameters; tensors get storage of their own."""
     return {
         key: value.clone() if isinstance(value, torch.Tensor) else value

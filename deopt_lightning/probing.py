@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from functools import partial
 from typing import Any
 
 import lightning.pytorch as pl
@@ -10,6 +11,7 @@ import numpy as np
 
 from deopt_lightning import trainer_seam
 from deopt_lightning.differential_evolution import DifferentialEvolution
+from deopt_lightning.evaluators.distributed import DistributedEvaluator
 from deopt_lightning.evaluators.sequential import SequentialEvaluator, Winner
 from deopt_lightning.generation import (
     FloatArray,
@@ -72,17 +74,22 @@ class ProbeSearch:
             return None
         started = time.perf_counter()
         search, before = self.search, self.search.state_dict()
-        start = take_snapshot(trainer)
+        take = partial(take_snapshot, trainer, self._maker.snapshot_device)
+        start = take()
         try:
             with start.restored_on_exit():
                 batches = self._batches(trainer)
                 expected = 2 * search.population_size
                 with self._maker.probing(trainer, batches, start, expected) as (probe, advance):
-                    evaluate = SequentialEvaluator(
+                    ranks = self._maker.sharing.begin(probe, batches, start, take)
+                    kind = (
+                        partial(DistributedEvaluator, ranks=ranks) if ranks else SequentialEvaluator
+                    )
+                    evaluate = kind(
                         probe=probe,
                         start=start,
                         write=lambda vector: self._control.write(search.space.decode(vector)),
-                        take_snapshot=lambda: take_snapshot(trainer),
+                        take_snapshot=take,
                         keep_winner=self._keep_winner,
                         workers=self._maker.workers,
                         on_scored=advance,

@@ -56,3 +56,16 @@ def set_rng_state(state: dict[str, Any]) -> None:
     np.random.set_state(numpy_state)
     version, internal, gauss = state["python"]
     random.setstate((version, tuple(internal), gauss))
+
+
+def torch_rng_state(device: torch.device) -> list[torch.Tensor]:
+    """States of torch's generators that a process with one device draws from."""
+    own = [torch.cuda.get_rng_state(device)] if device.type == "cuda" else []
+    return [torch.get_rng_state(), *own]
+
+
+def set_torch_rng_state(states: list[torch.Tensor], device: torch.device) -> None:
+    """Puts back what ``torch_rng_state`` returned, here or on another process of its kind."""
+    torch.set_rng_state(states[0])
+    if device.type == "cuda":
+        torch.cuda.set_rng_state(states[1], device)

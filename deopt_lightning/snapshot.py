@@ -40,12 +40,14 @@ class Snapshot:
     Take one with ``Snapshot.take``; ``restore`` writes it back in place, any number of times.
     """
 
-    module: nn.Module
+    modules: list[nn.Module]
     tensors: list[tuple[torch.Tensor, torch.Tensor]]
+    gradients: list[tuple[torch.Tensor, torch.Tensor | None]]
     buffers: list[tuple[nn.Module, str, torch.Tensor | None]]
-    attributes: list[tuple[nn.Module, dict[str, Restorer]]]
+    attributes: list[tuple[object, dict[str, Restorer]]]
     optimizers: list[tuple[Optimizer, dict[torch.Tensor, dict[str, Any]], list[dict[str, Any]]]]
     stateful: list[tuple[Stateful, dict[str, Any]]]
+    schedulers: list[tuple[Stateful, dict[str, Any]]]
     random: RandomState
 
     @classmethod
@@ -55,6 +57,10 @@ class Snapshot:
         optimizers: Iterable[Optimizer],
         stateful: Iterable[Stateful] = (),
         generators: Iterable[torch.Generator] = (),
+        schedulers: Iterable[Stateful] = (),
+        beside: Iterable[object] = (),
+        gradients: bool = False,
+        device: str | None = None,
     ) -> Snapshot:
         """Copies the present state.
 
@@ -63,36 +69,52 @@ class Snapshot:
             optimizers: Its optimizers.
             stateful: Further objects with a state, for example the precision plugin.
             generators: Random generators beside the global ones, for example data loaders' own.
+            schedulers: LR schedulers.
+            beside: Objects that follow the weights, such as a callback that averages them: their
+                plain attributes and the modules that they hold are part of the state.
+            gradients: Whether gradients are part of the state; else they are dropped.
+            device: Where the copies of parameters, buffers and optimizer state of their shape are
+                kept; by default where these are.
         """
+        beside = list(beside)
+        modules = [module, *(m for o in beside for m in vars(o).values() if _is_module(m, module))]
+        submodules = [owner for root in modules for owner in root.modules()]
+        parameters = [p for root in modules for p in root.parameters()]
+        kept = [*parameters, *(buffer for root in modules for buffer in root.buffers())]
         with torch.no_grad():
-            kept = [*module.parameters(), *module.buffers()]
             return cls(
-                module=module,
-                tensors=[(tensor, tensor.detach().clone()) for tensor in kept],
+                modules=modules,
+                tensors=[(tensor, _clone(tensor, device)) for tensor in kept],
+                gradients=[(p, _copy(p.grad)) for p in parameters] if gradients else [],
                 buffers=[
                     (owner, name, buffer)
-                    for owner in module.modules()
+                    for owner in submodules
                     for name, buffer in owner.named_buffers(recurse=False)
                 ],
-                attributes=[(owner, _plain_attributes(owner)) for owner in module.modules()],
-                optimizers=[_take_optimizer(optimizer) for optimizer in optimizers],
+                attributes=[(owner, _plain_attributes(owner)) for owner in [*submodules, *beside]],
+                optimizers=[_take_optimizer(optimizer, device) for optimizer in optimizers],
                 stateful=[(part, _copy(part.state_dict())) for part in stateful],
+                schedulers=[(part, _copy(part.state_dict())) for part in schedulers],
                 random=RandomState.take(generators),
             )
 
     def restore(self) -> None:
-        """Writes everything back in place; gradients are dropped."""
+        """Writes everything back in place."""
         self._restore_learned(keep=())
         with torch.no_grad():
             for owner, attributes in self.attributes:
                 _restore_attributes(owner, attributes)
+            for parameter, gradient in self.gradients:
+                parameter.grad = _copy(gradient)
+        for scheduler, state in self.schedulers:
+            scheduler.load_state_dict(_copy(state))
         self.random.restore()
 
     def restore_weights(self) -> None:
         """Writes back what training learns: parameters, buffers, optimizers, gradient scaler.
 
-        Metric states, counters, random generators, and the options that LR schedulers write stay
-        as they are; gradients are dropped.
+        Metric states, counters, random generators, LR schedulers and the options that they write
+        stay as they are; gradients are dropped.
         """
         self._restore_learned(keep=SCHEDULED_OPTIONS)
 
@@ -109,15 +131,24 @@ class Snapshot:
         for part, part_state in self.stateful:
             part.load_state_dict(_copy(part_state))
 
+    @property
+    def nbytes(self) -> int:
+        """Size of the copies of parameters, buffers and optimizer state."""
+        states = [entries for _, state, _ in self.optimizers for entries in state.values()]
+        values = [value for entries in states for value in entries.values()]
+        copies = [*(copy for _, copy in self.tensors), *values]
+        return sum(copy.nbytes for copy in copies if isinstance(copy, torch.Tensor))
+
     def originals(self) -> list[object]:
         """All that the snapshot would write to: modules, tensors, containers, generators, ..."""
-        found: list[object] = [*self.module.modules(), *(tensor for tensor, _ in self.tensors)]
+        found: list[object] = [owner for owner, _ in self.attributes]
+        found += [tensor for tensor, _ in self.tensors]
         found += [tensor for _, _, tensor in self.buffers if tensor is not None]
         for _, attributes in self.attributes:
             for restorer in attributes.values():
                 found += _mutable_parts(restorer.args[0])
         found += [optimizer for optimizer, _, _ in self.optimizers]
-        found += [part for part, _ in self.stateful]
+        found += [part for part, _ in (*self.stateful, *self.schedulers)]
         found += [generator for generator, _ in self.random.generators]
         return found
 
@@ -130,7 +161,7 @@ class Snapshot:
             self.restore()
 
 
-# --- plain attributes of modules ---------------------------------------------------------------
+# --- plain attributes of modules and callbacks -------------------------------------------------
 
 _MODULE_INTERNALS = frozenset(vars(nn.Module())) - {"training"}
 _SCALARS = (bool, int, float, complex, str, bytes, type(None))
@@ -149,10 +180,14 @@ def _is_plain(value: object) -> bool:
     return False
 
 
-def _plain_attributes(module: nn.Module) -> dict[str, Restorer]:
+def _is_module(value: object, model: nn.Module) -> bool:
+    return isinstance(value, nn.Module) and value is not model
+
+
+def _plain_attributes(owner: object) -> dict[str, Restorer]:
     return {
         name: _restorer(value)
-        for name, value in vars(module).items()
+        for name, value in vars(owner).items()
         if name not in _MODULE_INTERNALS and _is_plain(value)
     }
 
@@ -169,8 +204,8 @@ def _mutable_parts(value: Any) -> list[object]:
     return []
 
 
-def _restore_attributes(module: nn.Module, saved: dict[str, Restorer]) -> None:
-    attributes = vars(module)
+def _restore_attributes(owner: object, saved: dict[str, Restorer]) -> None:
+    attributes = vars(owner)
     new = [name for name in attributes if name not in saved and name not in _MODULE_INTERNALS]
     for name in new:
         if _is_plain(attributes[name]):
@@ -233,9 +268,15 @@ def _restore_tuple(value: tuple[Any, ...], items: list[Restorer]) -> tuple[Any, 
 
 
 def _take_optimizer(
-    optimizer: Optimizer,
+    optimizer: Optimizer, device: str | None
 ) -> tuple[Optimizer, dict[torch.Tensor, dict[str, Any]], list[dict[str, Any]]]:
-    state = {parameter: _copy(entries) for parameter, entries in optimizer.state.items()}
+    state = {
+        parameter: {
+            key: _clone(value, device) if _is_like(value, parameter) else _copy(value)
+            for key, value in entries.items()
+        }
+        for parameter, entries in optimizer.state.items()
+    }
     groups = [
         {key: _copy(value) for key, value in group.items() if key not in ("params", "param_names")}
         for group in optimizer.param_groups
@@ -252,9 +293,19 @@ def _restore_optimizer(
     for parameter in [p for p in optimizer.state if p not in state]:
         del optimizer.state[parameter]
     for parameter, saved in state.items():
-        _restore_entries(optimizer.state[parameter], saved)
+        _restore_entries(optimizer.state[parameter], saved, parameter=parameter)
     for group, saved in zip(optimizer.param_groups, groups, strict=True):
         _restore_entries(group, saved, keep=("params", "param_names", *keep))
+
+
+def _is_like(value: Any, parameter: torch.Tensor) -> bool:
+    """Whether an entry of the optimizer's state lies where its parameter lies, unlike counts."""
+    return isinstance(value, torch.Tensor) and value.ndim > 0 and value.shape == parameter.shape
+
+
+def _clone(tensor: torch.Tensor, device: str | torch.device | None) -> torch.Tensor:
+    """A copy on a device, the tensor's own by default."""
+    return tensor.detach().to(device or tensor.device, copy=True)
 
 
 def _copy(value: Any) -> Any:
@@ -269,9 +320,15 @@ def _copy(value: Any) -> Any:
 
 
 def _restore_entries(
-    entries: dict[str, Any], saved: dict[str, Any], keep: tuple[str, ...] = ()
+    entries: dict[str, Any],
+    saved: dict[str, Any],
+    keep: tuple[str, ...] = (),
+    parameter: torch.Tensor | None = None,
 ) -> None:
-    """Restores a dict but for what to keep; tensors of equal shape and type keep their storage."""
+    """Restores a dict but for what to keep; tensors of equal shape and type keep their storage.
+
+    What is like the parameter goes to its device.
+    """
     for key in [k for k in entries if k not in saved and k not in keep]:
         del entries[key]
     for key, value in saved.items():
@@ -284,5 +341,7 @@ def _restore_entries(
             and (current.shape, current.dtype) == (value.shape, value.dtype)
         ):
             current.copy_(value)
+        elif parameter is not None and _is_like(value, parameter):
+            entries[key] = _clone(value, parameter.device)
         else:
             entries[key] = _copy(value)

@@ -11,6 +11,7 @@ import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from copy import deepcopy
+from itertools import islice
 from typing import Any
 
 import lightning.pytorch as pl
@@ -22,6 +23,12 @@ from lightning.pytorch.loops.fetchers import _PrefetchDataFetcher
 from lightning.pytorch.profilers import PassThroughProfiler
 from lightning.pytorch.utilities.combined_loader import CombinedLoader
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
+
+from deopt_lightning import averaging
+from deopt_lightning.layer_control import LayerControl
+from deopt_lightning.layers import LayerPatterns
+from deopt_lightning.lr_schedule import regroup
+from deopt_lightning.replay import Replay
 
 _METRICS = ("_progress_bar_metrics", "_logged_metrics", "_callback_metrics")
 _CONNECTOR_STATE = (*_METRICS, "_current_fx", "_first_loop_iter")
@@ -38,12 +45,16 @@ class ProbeLoops:
         trainer: The Trainer.
         batches: What `train` trains on.
         progress: Counts of optimizer steps that `train` starts from, see `step_counts`.
+        plain: Whether the run validates averaged weights, but the average took in none of the
+            last training's steps, so that the plain weights are validated.
     """
 
     def __init__(self, trainer: pl.Trainer, batches: list[Any]) -> None:
         self.trainer = trainer
         self.batches = batches
         self.progress = step_counts(trainer)
+        self.plain = False
+        self._averages = averaging.averages_of(trainer)
         self.main = trainer.fit_loop.epoch_loop
         self.epoch_loop = _probe_loop_class(type(self.main))(trainer)
         _share_validation_data(self.main.val_loop, self.epoch_loop.val_loop, trainer)
@@ -51,15 +62,25 @@ class ProbeLoops:
     def train(self) -> None:
         """Trains on the batches."""
         trainer, loop = self.trainer, self.epoch_loop
-        loop.automatic_optimization.optim_progress.load_state_dict(deepcopy(self.progress))
+        updates = averaging.updates_of(self._averages)
+        for progress, counts in zip(_step_progress(loop), self.progress, strict=True):
+            progress.load_state_dict(deepcopy(counts))
         fetcher = _PrefetchDataFetcher()
-        fetcher.setup(CombinedLoader(_Replay(self.batches), "max_size_cycle"))
+        fetcher.setup(CombinedLoader(Replay(self.batches), "max_size_cycle"))
         iter(fetcher)
         trainer.training = True
+        steps = loop.global_step
         with torch.enable_grad(), muted(trainer.lightning_module):
             loop.run(fetcher)
+        if loop.global_step == steps:
+            raise MisconfigurationException(
+                f"DEOptCallback: {len(self.batches)} batches took no optimizer step, so candidates "
+                "cannot be told apart. Give more probe_steps: in manual optimization they count "
+                "calls of training_step."
+            )
         trainer._logger_connector.epoch_end_reached()
         loop._results.reset()
+        self.plain = bool(self._averages) and averaging.updates_of(self._averages) == updates
 
     def validate(self) -> dict[str, torch.Tensor]:
         """Runs the whole validation and returns what it logged."""
@@ -68,11 +89,27 @@ class ProbeLoops:
         connector._callback_metrics = {}
         trainer.validating = True
         try:
-            self.epoch_loop.val_loop.run()
+            with _deaf(self._averages if self.plain else []):
+                self.epoch_loop.val_loop.run()
             return dict(connector._callback_metrics)
         finally:
             trainer.training = True
             self.epoch_loop.val_loop._results.reset()
+
+    def end_epoch(self) -> None:
+        """Lets averages take part in a whole epoch's end.
+
+        Raises:
+            MisconfigurationException: If the average took in none of the epoch's steps, since the
+                run's validation cannot tell members apart then.
+        """
+        if self.plain:
+            raise MisconfigurationException(
+                "DEOptCallback(carry='population') compares members by their averaged weights, but "
+                f"{type(self._averages[0]).__name__} has averaged none of this epoch's steps. Set "
+                "warmup_epochs to begin after averaging does, or average after steps."
+            )
+        averaging.end_epoch(self.trainer)
 
     def all_ranks(self, decision: bool) -> bool:
         """Whether something holds on every process of the run."""
@@ -98,7 +135,8 @@ def quiet_loops(trainer: Any, batches: list[Any]) -> Iterator[ProbeLoops]:
     kept_connector = {name: getattr(connector, name) for name in _CONNECTOR_STATE}
     metrics = {name: dict(value) for name, value in kept_connector.items() if name in _METRICS}
     try:
-        with _deaf(trainer.callbacks):
+        averages = averaging.averages_of(trainer)
+        with _deaf([callback for callback in trainer.callbacks if callback not in averages]):
             trainer.loggers = [DummyLogger()] if trainer.loggers else []
             trainer.profiler = PassThroughProfiler()
             for name in _METRICS:
@@ -166,14 +204,26 @@ def probe_batch_count(trainer: pl.Trainer, probe_steps: int | float) -> int:
     return max(1, round(probe_steps * trainer.num_training_batches))
 
 
-def step_counts(trainer: pl.Trainer) -> dict[str, Any]:
+def step_counts(trainer: pl.Trainer) -> list[dict[str, Any]]:
     """The Trainer's counts of optimizer steps, from which `trainer.global_step` follows."""
-    return dict(trainer.fit_loop.epoch_loop.automatic_optimization.optim_progress.state_dict())
+    return [dict(part.state_dict()) for part in _step_progress(trainer.fit_loop.epoch_loop)]
+
+
+def _step_progress(loop: Any) -> list[Any]:
+    """Where an epoch loop counts optimizer steps, automatic and manual ones."""
+    automatic, manual = loop.automatic_optimization, loop.manual_optimization
+    return [automatic.optim_progress, manual.optim_step_progress]
 
 
 def batches_trained(trainer: pl.Trainer) -> int:
     """How many batches the present epoch has trained on."""
     return int(trainer.fit_loop.epoch_loop.batch_progress.current.ready)
+
+
+def draws_order_again(trainer: pl.Trainer) -> bool:
+    """Whether a resumed epoch that now starts draws its order anew, as older Lightning does."""
+    loop = trainer.fit_loop
+    return not (hasattr(loop, "is_resuming") or loop.epoch_loop.restarting)
 
 
 def seed_random(trainer: pl.Trainer, seed: int) -> None:
@@ -203,14 +253,10 @@ def fetch_batches(trainer: pl.Trainer, count: int, epoch: int) -> list[Any]:
             _set_sampler_epoch(loader, epoch)
         loaders = CombinedLoader(combined.iterables, combined._mode)
         loaders.limits = limits
-        drawn = 0
-        for batch, _, _ in loaders:
-            batches.append(batch)
-            drawn += 1
-            if len(batches) == count:
-                break
-        if drawn == 0:
+        drawn = [batch for batch, _, _ in islice(loaders, count - len(batches))]
+        if not drawn:
             raise RuntimeError("The training data gave no batch for a probe; check the loader.")
+        batches += drawn
         epoch += 1
     return batches
 
@@ -235,6 +281,27 @@ def loader_generators(trainer: pl.Trainer) -> list[torch.Generator]:
     return list(found.values())
 
 
+def control_layers(
+    trainer: pl.Trainer, layers: LayerPatterns | None, optimizer_index: int | None
+) -> LayerControl:
+    """Splits the Trainer's optimizers by layer, and the LR schedules that go with them."""
+    stochastic_averages = averaging.stochastic_averages_of(trainer)
+    control = LayerControl(
+        trainer.optimizers,
+        trainer.lightning_module,
+        layers,
+        [config.scheduler for config in trainer.lr_scheduler_configs],
+        optimizer_index=optimizer_index,
+        scheduled=bool(stochastic_averages),
+    )
+    for swa in stochastic_averages:  # it allows one optimizer only
+        split = control.splits[0]
+        old_count = len(split.user_options)
+        regroup(vars(swa), split.user_index, old_count, keys=("_swa_lrs",))
+        regroup(swa._scheduler_state or {}, split.user_index, old_count)
+    return control
+
+
 def has_validation_data(trainer: pl.Trainer) -> bool:
     """Whether a validation dataloader is defined, here or in a datamodule."""
     return bool(trainer.fit_loop.epoch_loop.val_loop._data_source.is_defined())
@@ -247,42 +314,15 @@ def validation_workers(trainer: pl.Trainer) -> int:
     return sum(getattr(loader, "num_workers", 0) for loader in loaders)
 
 
-def gather_ranks(value: dict[str, Any]) -> list[dict[str, Any]]:
-    """Each process's value, in the order of ranks; every process must call it."""
-    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
-        return [value]
-    gathered: list[Any] = [None] * torch.distributed.get_world_size()
-    torch.distributed.all_gather_object(gathered, value)
-    return gathered
+def has_communication_hook(trainer: pl.Trainer) -> bool:
+    """Whether the strategy does more to gradients than to average them over processes."""
+    return getattr(trainer.strategy, "_ddp_comm_hook", None) is not None
 
 
-class _Replay:
-    """Yields a copy of each kept batch, since a step may change its batch in place.
-
-    Not a list on purpose: CombinedLoader takes a list for a collection of loaders.
-    """
-
-    def __init__(self, batches: list[Any]) -> None:
-        self.batches = batches
-
-    def __len__(self) -> int:
-        return len(self.batches)
-
-    def __iter__(self) -> Iterator[Any]:
-        return (_copy_batch(batch) for batch in self.batches)
-
-
-def _copy_batch(batch: Any) -> Any:
-    """A deep copy, several times faster than `deepcopy` for tensors in built-in containers."""
-    if isinstance(batch, torch.Tensor):
-        return batch.clone()
-    if isinstance(batch, tuple) and hasattr(batch, "_fields"):
-        return type(batch)(*map(_copy_batch, batch))
-    if type(batch) in (tuple, list):
-        return type(batch)(map(_copy_batch, batch))
-    if type(batch) is dict:
-        return {key: _copy_batch(value) for key, value in batch.items()}
-    return deepcopy(batch)
+def step_hooks(optimizer: torch.optim.Optimizer) -> list[Any]:
+    """The functions that an optimizer calls before and after each of its steps."""
+    before, after = optimizer._optimizer_step_pre_hooks, optimizer._optimizer_step_post_hooks
+    return [*before.values(), *after.values()]
 
 
 def _probe_loop_class(loop_class: type) -> type:

@@ -4,14 +4,19 @@ Run ``python -m recsys_models.compare experiment=table4 data=synthetic seeds=[0]
 ``--cfg job`` shows what can be set.
 """
 
+import shlex
 import sys
 from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, cast
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
+from recsys_models.comparison.archive import is_archive, read_archive, write_archive
 from recsys_models.comparison.cells import Cell, launcher, plan, run_missing
+from recsys_models.comparison.frame import Frame
 from recsys_models.comparison.page import write_report
 from recsys_models.comparison.results import Results
 from recsys_models.train import config_dir
@@ -23,27 +28,52 @@ def main() -> None:
     hydra.main(version_base="1.3", config_path=path, config_name="compare")(_task)()
 
 
-def run(cfg: DictConfig, own_configs: str | None = None) -> list[Cell]:
+def run(cfg: DictConfig, own_configs: str | None = None, command: str = "") -> list[Cell]:
     """Run what is missing and write the report.
+
+    With ``report_only`` nothing is run. If the folder then holds the collected runs of another
+    one (``collect``), the report is made from these, whatever else the configuration says.
 
     Args:
         cfg: the composed configuration.
         own_configs: a folder of the user's own configurations.
+        command: the command line, for the report.
 
     Returns:
         The cells that failed.
     """
     folder = output_folder(cfg)
-    cells = cells_of(cfg, folder)
     failed = []
-    if not cfg.report_only:
-        failed = run_missing(cells, launcher(own_configs), cfg.n_jobs, _say)
-    results = Results(cells, list(cfg.metrics), cfg.baseline)
-    write_report(folder, cfg.title, results, _withdrawn(cfg), failed)
-    _say(f"report: {folder / 'report.html'}")
+    with TemporaryDirectory() as scratch:
+        if cfg.report_only and is_archive(folder):
+            frame, cells = read_archive(folder, Path(scratch))
+        else:
+            frame, cells = frame_of(cfg, command), cells_of(cfg, folder)
+        if not cfg.report_only:
+            failed = run_missing(cells, launcher(own_configs), cfg.n_jobs, _say)
+        results = Results(cells, frame.metrics, frame.baseline)
+        for place in [folder] if cfg.collect is None else [folder, Path(cfg.collect)]:
+            write_report(place, frame, results)
+            _say(f"report: {place / 'report.html'}")
+        if cfg.collect is not None:
+            write_archive(Path(cfg.collect), frame, results)
     for cell in failed:
         print(f"failed: {cell.name} (see {cell.folder / 'log.txt'})", file=sys.stderr)
     return failed
+
+
+def frame_of(cfg: DictConfig, command: str) -> Frame:
+    """What the report says beside the runs."""
+    printed = OmegaConf.to_container(cfg.printed) if cfg.printed is not None else {}
+    return Frame(
+        title=cfg.title,
+        metrics=list(cfg.metrics),
+        baseline=cfg.baseline,
+        withdrawn=_withdrawn(cfg),
+        time_only=cfg.time_only,
+        printed=cast(dict[str, Any], printed),
+        command=command,
+    )
 
 
 def output_folder(cfg: DictConfig) -> Path:
@@ -101,12 +131,19 @@ def _task(cfg: DictConfig) -> None:
         if source.provider == "command-line"
     ]
     try:
-        failed = run(cfg, own[0] if own else None)
+        failed = run(cfg, own[0] if own else None, _command())
     except (OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(1)
     if failed:
         sys.exit(1)
+
+
+def _command() -> str:
+    """The command line, without what decides only where, how fast or whether anything is run."""
+    how = ("report_only=", "collect=", "output_dir=", "n_jobs=")
+    chosen = [text for text in HydraConfig.get().overrides.task if not text.startswith(how)]
+    return shlex.join(["recsys-compare", *chosen])
 
 
 def _say(text: str) -> None:

@@ -1,13 +1,53 @@
 """What a run has cost so far, and the best validation value it has reached for that."""
 
+import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from typing import NamedTuple
 
 import lightning as L
 
-# Optimizer steps, validation passes and seconds of training so far, and the monitored value.
-Row = tuple[int, int, float, float]
 Watch = Callable[[int, float], bool]  # from epoch and value to whether training shall stop
+
+
+class Row(NamedTuple):
+    """What training had cost when a validation pass was over, and what that pass gave.
+
+    Attributes:
+        steps: optimizer steps.
+        passes: validation passes.
+        seconds: wall-clock time, which other programs on the machine lengthen.
+        value: the monitored value.
+        cpu_seconds: time that processors worked for it; None in results of older versions.
+    """
+
+    steps: int
+    passes: int
+    seconds: float
+    value: float
+    cpu_seconds: float | None = None
+
+
+class Clock:
+    """Wall-clock and processor time since its start.
+
+    Processor time is that of this process with all its threads, and of child processes that have
+    ended, such as the workers of a data loader at the end of an epoch.
+    """
+
+    def __init__(self) -> None:
+        self._started = time.perf_counter()
+        self._cpu_before = _cpu_seconds()
+
+    @property
+    def seconds(self) -> float:
+        """Wall-clock time."""
+        return time.perf_counter() - self._started
+
+    @property
+    def cpu_seconds(self) -> float:
+        """Processor time, in the user's program and in the system for it."""
+        return _cpu_seconds() - self._cpu_before
 
 
 class CostCurve(L.Callback):
@@ -32,7 +72,7 @@ class CostCurve(L.Callback):
         self._watch = watch
         self._passes = 0
         self._steps_before = 0
-        self._started = time.perf_counter()
+        self._clock = Clock()
 
     @property
     def evaluations(self) -> int:
@@ -51,7 +91,7 @@ class CostCurve(L.Callback):
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Start the clock."""
         self._steps_before = trainer.global_step
-        self._started = time.perf_counter()
+        self._clock = Clock()
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Note a pass, unless it is a sanity check or comes after training."""
@@ -61,8 +101,9 @@ class CostCurve(L.Callback):
         value = trainer.callback_metrics.get(self.monitor)
         if value is None:  # an own module may validate more often than it logs
             return
-        seconds = time.perf_counter() - self._started
-        self.rows.append((self.steps(trainer), self.evaluations, seconds, float(value)))
+        clock = self._clock
+        costs = self.steps(trainer), self.evaluations, clock.seconds
+        self.rows.append(Row(*costs, float(value), clock.cpu_seconds))
         if self._watch is not None and self._watch(trainer.current_epoch, float(value)):
             trainer.should_stop = True
 
@@ -71,11 +112,28 @@ def best_so_far(curves: list[list[Row]], mode: str) -> list[Row]:
     """One curve of trainings that follow one another: costs add up, the best value stays."""
     better = max if mode == "max" else min
     joined: list[Row] = []
-    steps, passes, seconds = 0, 0, 0.0
+    before = Row(0, 0, 0.0, 0.0, 0.0)
     for rows in curves:
         for row in rows:
-            best = better(row[3], joined[-1][3]) if joined else row[3]
-            joined.append((steps + row[0], passes + row[1], seconds + row[2], best))
-        if rows:
-            steps, passes, seconds = joined[-1][:3]
+            best = better(row.value, joined[-1].value) if joined else row.value
+            cpu = total((before.cpu_seconds, row.cpu_seconds))
+            costs = before.steps + row.steps, before.passes + row.passes
+            joined.append(Row(*costs, before.seconds + row.seconds, best, cpu))
+        before = joined[-1] if rows else before
     return joined
+
+
+def corners(rows: list[Row]) -> list[Row]:
+    """Of a curve of best values: its first row, where the value rises, and its last."""
+    last = len(rows) - 1
+    return [row for k, row in enumerate(rows) if k in (0, last) or row.value != rows[k - 1].value]
+
+
+def total(parts: Iterable[float | None]) -> float | None:
+    """The sum, unless a part is not known."""
+    known = list(parts)
+    return sum(part or 0.0 for part in known) if None not in known else None
+
+
+def _cpu_seconds() -> float:
+    return sum(os.times()[:4])  # user and system, of this process and of its ended children

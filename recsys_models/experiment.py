@@ -51,7 +51,7 @@ class Experiment:
         outcome = _finished(folder, cfg)
         if outcome is not None:
             if watch is not None:
-                any(watch(epoch, row[3]) for epoch, row in enumerate(outcome.curve))
+                any(watch(epoch, row.value) for epoch, row in enumerate(outcome.curve))
             return outcome
         quieten()
         training = Training(cfg, self.data, watch)

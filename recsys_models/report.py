@@ -4,6 +4,7 @@ import json
 import platform
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import lightning as L
 import torch
@@ -42,11 +43,15 @@ class Result:
         reference: metrics of MostPop and EASE on test.
         train_seconds: wall-clock time of training alone, with its validation passes and probes,
             summed over all settings of a sweep.
+        train_cpu_seconds: processor time of the same, which other programs on the machine do not
+            lengthen; None in results of older versions.
         seconds: wall-clock time of the whole run, data and references included.
         points: of a sweep, what it trained: ``{"lr": ..., "weight_decay": ..., "val": best
-            monitored value or null, "steps": ..., "evaluations": ..., "seconds": ...}``.
+            monitored value or null, "steps": ..., "evaluations": ..., "seconds": ...,
+            "cpu_seconds": ...}``.
         curve: after every validation pass of training, what was spent and reached until then:
-            ``[optimizer steps, validation passes, seconds of training, best monitored value]``.
+            ``[optimizer steps, validation passes, seconds of training, best monitored value,
+            processor seconds of training]``.
         versions: of the interpreter and the main libraries.
     """
 
@@ -64,6 +69,7 @@ class Result:
     reference_val: dict[str, Metrics] = field(default_factory=dict)
     reference: dict[str, Metrics] = field(default_factory=dict)
     train_seconds: float = 0.0
+    train_cpu_seconds: float | None = None
     seconds: float = 0.0
     points: list[dict[str, float | None]] = field(default_factory=list)
     curve: list[Row] = field(default_factory=list)
@@ -93,14 +99,21 @@ def constant_schedule(model: L.LightningModule, optimizer: Optimizer, epochs: in
 
 
 def write_json(result: Result, path: Path) -> None:
-    """Write a result as strict JSON, which has no NaN."""
+    """Write a result as strict JSON, which has no NaN; a run that is killed leaves no half file."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(asdict(result), indent=2, allow_nan=False) + "\n")
+    unfinished = path.with_suffix(".part")
+    unfinished.write_text(json.dumps(asdict(result), indent=2, allow_nan=False) + "\n")
+    unfinished.replace(path)
 
 
 def read_json(path: Path) -> Result:
-    """Read what `write_json` has written."""
-    return Result(**json.loads(path.read_text()))
+    """Read what `write_json` has written, also in an older version."""
+    return from_json(json.loads(path.read_text()))
+
+
+def from_json(plain: dict[str, Any]) -> Result:
+    """A result from plain data, such as that of result.json."""
+    return Result(**plain | {"curve": [Row(*row) for row in plain.get("curve", [])]})
 
 
 def print_points(outcomes: list[Outcome], chosen: Outcome) -> None:

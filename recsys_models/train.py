@@ -6,7 +6,6 @@ Run ``recsys-train`` or ``python -m recsys_models.train``, with overrides such a
 
 import os
 import sys
-import time
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -15,13 +14,14 @@ import hydra
 import numpy as np
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import InstantiationException
+from hydra.types import RunMode
 from hydra.utils import instantiate
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from numpy.typing import NDArray
 from omegaconf import DictConfig
 
 from recsys_models.baselines import EASE, MostPop
-from recsys_models.costs import best_so_far
+from recsys_models.costs import Clock, best_so_far, total
 from recsys_models.experiment import Experiment, drop_losers
 from recsys_models.metrics import evaluate
 from recsys_models.metrics.per_user import per_user
@@ -64,7 +64,7 @@ def run(cfg: DictConfig) -> float:
     Returns:
         The monitored validation value of the chosen epoch, for a sweep to compare.
     """
-    started = time.perf_counter()
+    clock = Clock()
     experiment = Experiment(cfg)
     sweep: Sweep | None = instantiate(cfg.tuner.get("sweep"))
     if sweep is None:
@@ -88,11 +88,12 @@ def run(cfg: DictConfig) -> float:
             test=test,
             reference_val=references["val"],
             reference=references["test"],
-            seconds=time.perf_counter() - started,
+            seconds=clock.seconds,
         )
         folder = experiment.folder
-        write_json(result, folder / "result.json")
+        folder.mkdir(parents=True, exist_ok=True)
         np.savez_compressed(folder / "per_user.npz", **by_user)  # type: ignore[arg-type]
+        write_json(result, folder / "result.json")  # last: a run that has one is finished
         if sweep is not None:
             print_points(outcomes, chosen)
             drop_losers(outcomes, cfg.mode)
@@ -130,6 +131,8 @@ def _task(cfg: DictConfig) -> float:
         wrapped = isinstance(error, InstantiationException)
         message = error.__cause__ if wrapped and isinstance(error.__cause__, USER_ERRORS) else error
         print(f"error: {message}\n(HYDRA_FULL_ERROR=1 shows where.)", file=sys.stderr)
+        if HydraConfig.get().mode is RunMode.MULTIRUN:  # an exit would take the other jobs along
+            raise RuntimeError(str(message)) from None
         sys.exit(1)
 
 
@@ -150,6 +153,7 @@ def _describe(
         evaluations=sum(point.evaluations for point in points),
         schedule=schedule,
         train_seconds=sum(point.seconds for point in points),
+        train_cpu_seconds=total(point.cpu_seconds for point in points),
         curve=best_so_far([point.curve for point in points], cfg.mode),
     )
 
@@ -184,6 +188,7 @@ def _describe_sweep(
             "steps": point.steps,
             "evaluations": point.evaluations,
             "seconds": point.seconds,
+            "cpu_seconds": point.cpu_seconds,
         }
         for point in outcomes
     ]

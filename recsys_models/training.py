@@ -2,7 +2,6 @@
 
 import logging
 import sys
-import time
 import warnings
 from typing import Any, cast
 
@@ -13,7 +12,7 @@ from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from omegaconf import DictConfig
 from torch import Tensor
 
-from recsys_models.costs import CostCurve, Watch
+from recsys_models.costs import Clock, CostCurve, Watch
 from recsys_models.data.datamodule import RecsysDataModule
 from recsys_models.tuning import Outcome, Setting
 
@@ -34,6 +33,7 @@ class Training:
         tuner: the tuner that learns while the model trains, if there is one.
         costs: what training has cost so far.
         seconds: wall-clock time of training.
+        cpu_seconds: processor time of training.
     """
 
     def __init__(
@@ -60,15 +60,15 @@ class Training:
             own = [c for c in own if not isinstance(c, (EarlyStopping, ModelCheckpoint))]
         callbacks = [c for c in (self.tuner, self.costs, *own, *extra) if c is not None]
         self.trainer = _trainer(cfg, callbacks, choose_epoch)
-        self.seconds = 0.0
+        self.seconds = self.cpu_seconds = 0.0
 
     def fit(self, start: str | None = None) -> None:
         """Train, from a checkpoint if one is given."""
-        started = time.perf_counter()
+        clock = Clock()
         try:
             self.trainer.fit(self.model, datamodule=self.data, ckpt_path=start)
         finally:
-            self.seconds = time.perf_counter() - started
+            self.seconds, self.cpu_seconds = clock.seconds, clock.cpu_seconds
 
     @property
     def best_weights(self) -> str:
@@ -79,7 +79,7 @@ class Training:
     def outcome(self, setting: Setting, weights: str, before: tuple[Setting, ...] = ()) -> Outcome:
         """What training has given and cost."""
         rows = self.costs.rows
-        values = [row[3] for row in rows]
+        values = [row.value for row in rows]
         best = max if self.cfg.mode == "max" else min
         epochs = self.trainer.current_epoch - len(before)
         return Outcome(
@@ -92,6 +92,7 @@ class Training:
             lineage=[*before, *[setting] * epochs],
             total_steps=self.trainer.global_step,
             curve=rows,
+            cpu_seconds=self.cpu_seconds,
         )
 
 

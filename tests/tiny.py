@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import lightning as L
+import pytest
 import torch
 import torchmetrics
 from lightning.pytorch.loggers import CSVLogger
@@ -24,7 +26,7 @@ class TinyModel(L.LightningModule):
 
     def __init__(self, make_optimizer: Callable[[Any], Any] | None = None) -> None:
         super().__init__()
-        self.make_optimizer = make_optimizer or (lambda p: torch.optim.Adam(p, lr=1e-2))
+        self.make_optimizer = make_optimizer or partial(torch.optim.Adam, lr=1e-2)
         self.first = nn.Linear(6, 8)
         self.norm = nn.BatchNorm1d(8)
         self.dropout = nn.Dropout(0.2)
@@ -62,6 +64,39 @@ class TinyModel(L.LightningModule):
 
     def configure_optimizers(self) -> Any:
         return self.make_optimizer(self.parameters())
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["steps_seen"] = self.steps_seen
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.steps_seen = checkpoint["steps_seen"]
+
+
+class ManualModel(TinyModel):
+    """Two optimizers with a schedule each, stepped by hand after each fifth batch.
+
+    Twelve batches make an epoch, so that gradients are left over at its end.
+    """
+
+    accumulate = 5
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+
+    def training_step(self, batch: Any, batch_idx: int) -> None:
+        self.manual_backward(super().training_step(batch, batch_idx))
+        if (batch_idx + 1) % self.accumulate == 0:
+            for optimizer, scheduler in zip(self.optimizers(), self.lr_schedulers(), strict=True):
+                optimizer.step()
+                optimizer.zero_grad()
+                scheduler.step()
+
+    def configure_optimizers(self) -> Any:
+        body = torch.optim.Adam([*self.first.parameters(), *self.norm.parameters()], lr=1e-2)
+        head = torch.optim.SGD(self.last.parameters(), lr=0.1, momentum=0.9)
+        schedule = torch.optim.lr_scheduler
+        return [body, head], [schedule.ExponentialLR(body, 0.9), schedule.LinearLR(head, 0.5)]
 
 
 def tiny_data(samples: int = 96, seed: int = 3) -> TensorDataset:
@@ -117,12 +152,31 @@ class SilentDryRun(DEOptCallback):
 
     def __init__(self, **options: Any) -> None:
         super().__init__(
-            **{"monitor": "val_loss", "population_size": 4, "probe_steps": 3, "adopt": False}
+            **{"monitor": "val_loss", "population_size": 4, "probe_steps": 5, "adopt": False}
             | options
         )
 
     def _log(self, *args: Any) -> None:
         pass
+
+
+def moving_average(**options: Any) -> L.Callback:
+    """Lightning's exponential moving average of weights; skips the test where there is none yet."""
+    callbacks = L.pytorch.callbacks
+    if not hasattr(callbacks, "EMAWeightAveraging"):
+        pytest.skip("this version of Lightning averages no weights for validation")
+    return callbacks.EMAWeightAveraging(**{"decay": 0.8} | options)
+
+
+def average_of_epochs() -> L.Callback:
+    """An average that is updated at the ends of epochs, so that no probe's step enters it."""
+    return moving_average(update_every_n_steps=0, update_starting_at_epoch=0)
+
+
+def needs_settled_epochs(limit: dict[str, int]) -> None:
+    """Skips where Lightning itself, resumed with max_steps, does an epoch's end twice."""
+    if "max_steps" in limit and not hasattr(L.pytorch.loops._FitLoop, "is_resuming"):
+        pytest.skip("this version of Lightning does not resume exactly with max_steps")
 
 
 def same_state(left: dict[str, Tensor], right: dict[str, Tensor]) -> bool:

@@ -83,24 +83,34 @@ class Probe:
     monitor: Monitor
 
     def score(self, validate: bool = True) -> Score:
-        """Trains and, on request, validates from the present state."""
-        try:
-            self.train()
-            finite = _all_finite(self.loops.trainer.lightning_module)
-        except FloatingPointError:
-            finite = False
-        if self.loops.all_ranks(finite) and validate:
+        """Trains and, on request, validates from the present state.
+
+        Returns:
+            The perf and what the run's own validation would log.
+        """
+        if self.loops.all_ranks(self.trains_finite()) and validate:
             return replace(self.validate(), trained=True)
         return Score(float("nan"), {}, trained=True, validated=False)
+
+    def trains_finite(self) -> bool:
+        """Trains from the present state; returns whether all weights are finite after it."""
+        try:
+            self.train()
+        except FloatingPointError:
+            return False
+        return _all_finite(self.loops.trainer.lightning_module)
 
     def validate(self) -> Score:
         """Validates the present weights."""
         try:
-            metrics = self.loops.validate()
+            metrics, finite = self.loops.validate(), True
         except FloatingPointError:
+            metrics, finite = {}, False
+        if not self.loops.all_ranks(finite):
             return Score(float("nan"), {}, trained=False, validated=True)
         perf = self.monitor.perf(metrics, self.loops)
-        return Score(perf, metrics, trained=False, validated=True)
+        logged = {} if self.loops.plain else metrics
+        return Score(perf, logged, trained=False, validated=True)
 
 
 def _all_finite(module: torch.nn.Module) -> bool:

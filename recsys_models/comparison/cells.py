@@ -7,7 +7,11 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from signal import strsignal
+from typing import IO, cast
+
+import numpy as np
+from numpy.typing import NDArray
 
 from recsys_models.report import Result, read_json
 
@@ -54,10 +58,24 @@ class Cell:
             )
         return read_json(path)
 
+    def per_user(self, metric: str) -> NDArray[np.float64] | None:
+        """A test metric of every user, if the run has kept it."""
+        path = self.folder / "per_user.npz"
+        if not path.is_file():
+            return None
+        with np.load(path) as arrays:
+            return cast(NDArray[np.float64] | None, arrays.get(metric))
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether the run was ever started."""
+        return (self.folder / "log.txt").is_file()
+
     def last_words(self) -> str:
         """The last line that a run printed, the reason where it failed."""
-        log = self.folder / "log.txt"
-        lines = log.read_text(errors="replace").splitlines() if log.is_file() else []
+        lines = []
+        if self.has_begun:
+            lines = (self.folder / "log.txt").read_text(errors="replace").splitlines()
         said = [line for line in lines if line.strip() and "HYDRA_FULL_ERROR" not in line]
         return said[-1].strip() if said else "it said nothing"
 
@@ -145,7 +163,10 @@ def launcher(config_dir: str | None) -> Launch:
         quoted = str(cell.folder.resolve()).replace("'", "\\'")
         command = [sys.executable, "-m", "recsys_models.train", *own, *cell.overrides]
         with (cell.folder / "log.txt").open("w") as log:
-            return _call([*command, f"hydra.run.dir='{quoted}'"], log)
+            status = _call([*command, f"hydra.run.dir='{quoted}'"], log)
+            if status < 0:
+                log.write(f"\nended by signal {-status} ({strsignal(-status)})\n")
+        return status
 
     return launch
 

@@ -16,6 +16,8 @@ from recsys_models.comparison.statistics import (
 )
 from recsys_models.report import Result
 
+PER_USER_STEP = 1e-4  # metrics of a user are compared as multiples of this
+
 
 @dataclass(frozen=True)
 class PerUser:
@@ -110,20 +112,22 @@ class Results:
         return [PerUser(*row, value) for row, value in zip(rows, corrected, strict=True)]
 
     def _paired_users(self, data: str, model: str, tuner: str) -> NDArray[np.float64] | None:
-        """Differences to the baseline per user, means over the seeds that both have."""
+        """Differences to the baseline per user, means over the seeds that both have.
+
+        They are differences of whole steps, so that equal users are equal to the last digit.
+        """
         if tuner == self.baseline:
             return None
         mine, other = (self._by_seed(data, model, name) for name in (tuner, self.baseline))
         differences = [mine[seed] - other[seed] for seed in mine if seed in other]
-        mean: NDArray[np.float64] | None = np.mean(differences, axis=0) if differences else None
-        return mean
+        mean: NDArray[np.float64] | None = np.sum(differences, axis=0) if differences else None
+        return mean if mean is None else mean * (PER_USER_STEP / len(differences))
 
     def _by_seed(self, data: str, model: str, tuner: str) -> dict[int, NDArray[np.float64]]:
         values = {}
         for cell in self.of:
-            path = cell.folder / "per_user.npz"
-            if (cell.data, cell.model, cell.tuner) == (data, model, tuner) and path.is_file():
-                with np.load(path) as arrays:
-                    if self.user_metric in arrays:
-                        values[cell.seed] = arrays[self.user_metric]
+            if (cell.data, cell.model, cell.tuner) == (data, model, tuner):
+                found = cell.per_user(self.user_metric)
+                if found is not None:
+                    values[cell.seed] = np.rint(found / PER_USER_STEP)
         return values

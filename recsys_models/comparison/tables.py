@@ -2,11 +2,11 @@
 
 import csv
 import io
-from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from recsys_models.comparison.results import Results
 from recsys_models.comparison.statistics import mean_and_sd
+from recsys_models.report import Result
 
 NOTHING = "–"
 WITHDRAWN = "data set withdrawn"
@@ -19,6 +19,9 @@ class Table:
 
     Attributes:
         best: positions (row, column) of the best value of a column within a model.
+        footnotes: sentences below it.
+        shades: of positions, where their value lies between the worst (0) and the best (1) of its
+            column within a model.
     """
 
     title: str
@@ -27,6 +30,8 @@ class Table:
     rows: list[list[str]]
     labels: int
     best: frozenset[tuple[int, int]] = frozenset()
+    footnotes: tuple[str, ...] = ()
+    shades: dict[tuple[int, int], float] = field(default_factory=dict)
 
     def markdown(self) -> str:
         """The table in Markdown, best values bold."""
@@ -34,14 +39,8 @@ class Table:
         for r, row in enumerate(self.rows):
             lines.append([f"**{c}**" if (r, k) in self.best else c for k, c in enumerate(row)])
         body = "\n".join(f"| {' | '.join(line)} |" for line in lines)
-        return f"## {self.title}\n\n{self.note}\n\n{body}\n"
-
-
-def all_tables(results: Results, withdrawn: Iterable[str]) -> list[Table]:
-    """Quality, tests and costs."""
-    gone = list(withdrawn)
-    tables = [quality(results, gone), signed_ranks(results), per_user(results), costs(results)]
-    return [table for table in tables if table.rows]
+        notes = "".join(f"\n- {note}" for note in self.footnotes)
+        return f"## {self.title}\n\n{self.note}\n\n{body}\n" + (f"{notes}\n" if notes else "")
 
 
 def quality(results: Results, withdrawn: list[str]) -> Table:
@@ -51,17 +50,16 @@ def quality(results: Results, withdrawn: list[str]) -> Table:
     rows = []
     for name in REFERENCES:
         values = [results.reference(data, name, metric) for data, metric in columns]
-        rows.append([NOTHING, name, *(_number(v) for v in values), *blank])
-    best: set[tuple[int, int]] = set()
+        rows.append([NOTHING, name, *(number(v) for v in values), *blank])
+    shades: dict[tuple[int, int], float] = {}
     for model in results.models:
         first = len(rows)
         table = [[results.test(d, model, t, m) for d, m in columns] for t in results.tuners]
         for tuner, found in zip(results.tuners, table, strict=True):
-            rows.append([model, tuner, *(_mean(value) for value in found), *blank])
+            rows.append([model, tuner, *(with_deviation(value) for value in found), *blank])
         for k in range(len(columns)):
-            known = [(line[k], first + r) for r, line in enumerate(table) if line[k] is not None]
-            top = max((value[0] for value, _ in known if value is not None), default=None)
-            best |= {(r, k + 2) for value, r in known if value is not None and value[0] == top}
+            known = {first + r: v[0] for r, line in enumerate(table) if (v := line[k]) is not None}
+            shades |= {(r, k + 2): share for r, share in _shares(known).items()}
     seeds = sorted({cell.seed for cell in results.of})
     return Table(
         "Ranking quality on the test set",
@@ -70,7 +68,8 @@ def quality(results: Results, withdrawn: list[str]) -> Table:
         ["model", "tuner", *(f"{data} {metric}" for data, metric in columns), *withdrawn],
         rows,
         2,
-        frozenset(best),
+        frozenset(place for place, share in shades.items() if share == 1),
+        shades=shades,
     )
 
 
@@ -112,31 +111,32 @@ def per_user(results: Results) -> Table:
     )
 
 
-def costs(results: Results) -> Table:
+def costs(results: Results, withdrawn: list[str]) -> Table:
     """What every tuner has spent, all settings and probes included."""
-    names = ("gradient steps", "validation passes", "seconds")
+    names = ("gradient steps", "validation passes", "CPU seconds", "wall seconds")
     columns = [(data, k) for data in results.datasets for k in range(len(names))]
     rows = []
     for model in results.models:
         for tuner in results.tuners:
             runs = {data: results.runs(data, model, tuner) for data in results.datasets}
-            spent = {
-                data: [
-                    [float(run.train_steps + run.probe_steps) for run in found],
-                    [float(run.evaluations) for run in found],
-                    [run.train_seconds for run in found],
-                ]
-                for data, found in runs.items()
-            }
-            rows.append([model, tuner, *(_count(spent[data][k]) for data, k in columns)])
+            spent = {data: [costs_of(run) for run in found] for data, found in runs.items()}
+            counts = [_count([run[k] for run in spent[data]]) for data, k in columns]
+            rows.append([model, tuner, *counts, *([WITHDRAWN] * len(withdrawn))])
     return Table(
         "What it cost",
-        "Means over seeds: optimizer steps, validation passes and wall seconds of training in one "
-        "process with one thread, summed over every setting, probe and member.",
-        ["model", "tuner", *(f"{data} {names[k]}" for data, k in columns)],
+        "Means over seeds: optimizer steps, validation passes and seconds of training in one "
+        "process with one thread, summed over every setting, probe and member. CPU seconds are "
+        "the ones to compare: other programs on the machine lengthen wall seconds.",
+        ["model", "tuner", *(f"{data} {names[k]}" for data, k in columns), *withdrawn],
         rows,
         2,
     )
+
+
+def costs_of(run: Result) -> list[float | None]:
+    """Gradient steps, validation passes, CPU and wall seconds of training."""
+    steps = run.train_steps + run.probe_steps
+    return [steps, run.evaluations, run.train_cpu_seconds, run.train_seconds]
 
 
 def cells_as_csv(results: Results) -> str:
@@ -145,30 +145,40 @@ def cells_as_csv(results: Results) -> str:
     writer = csv.writer(text, lineterminator="\n")
     names = list(dict.fromkeys(name for result in results.of.values() for name in result.test))
     identity = ["data", "model", "tuner", "seed"]
-    spent = ["gradient_steps", "validation_passes", "train_seconds", "seconds", "epochs"]
+    spent = ["gradient_steps", "validation_passes", "train_cpu_seconds", "train_seconds"]
+    spent += ["seconds", "epochs"]
     stages = [f"{stage}/{name}" for stage in ("val", "test") for name in names]
     writer.writerow([*identity, *stages, *spent])
     for cell, run in results.of.items():
         values = [stage.get(name, "") for stage in (run.val, run.test) for name in names]
-        steps = run.train_steps + run.probe_steps
-        costs = [steps, run.evaluations, run.train_seconds, run.seconds, run.epochs]
-        writer.writerow([cell.data, cell.model, cell.tuner, cell.seed, *values, *costs])
+        costs = ["" if cost is None else cost for cost in costs_of(run)]
+        identity_of = [cell.data, cell.model, cell.tuner, cell.seed]
+        writer.writerow([*identity_of, *values, *costs, run.seconds, run.epochs])
     return text.getvalue()
 
 
-def _number(value: float | None) -> str:
+def _shares(values: dict[int, float]) -> dict[int, float]:
+    """Where each value lies between the lowest (0) and the highest (1); 1 where all are equal."""
+    low, high = min(values.values(), default=0.0), max(values.values(), default=0.0)
+    return {r: (v - low) / (high - low) if high > low else 1.0 for r, v in values.items()}
+
+
+def number(value: float | None) -> str:
+    """A metric in a cell."""
     return NOTHING if value is None else f"{value:.4f}"
 
 
-def _mean(found: tuple[float, float | None] | None) -> str:
+def with_deviation(found: tuple[float, float | None] | None) -> str:
+    """Mean and standard deviation of a metric in a cell."""
     if found is None:
         return NOTHING
     mean, sd = found
     return f"{mean:.4f}" if sd is None else f"{mean:.4f} ± {sd:.4f}"
 
 
-def _count(values: list[float]) -> str:
-    if not values:
+def _count(values: list[float | None]) -> str:
+    known = [value for value in values if value is not None]
+    if not known:
         return NOTHING
-    mean = mean_and_sd(values)[0]
+    mean = mean_and_sd(known)[0]
     return f"{mean:,.0f}" if mean >= 10 else f"{mean:.3g}"

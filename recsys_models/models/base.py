@@ -14,6 +14,7 @@ from torch.optim import Optimizer
 
 from recsys_models.data.batches import RankingBatch, TrainBatch
 from recsys_models.metrics import RankingMetrics
+from recsys_models.models.compiled_loss import compiled_loss
 from recsys_models.optim import RowSparseOptimizer
 
 OptimizerFactory = Callable[[Iterable[Parameter]], Optimizer]
@@ -40,6 +41,7 @@ class RecommenderModule(L.LightningModule):
             ``functools.partial(torch.optim.SGD, lr=0.1)``; None is Adam with its own defaults.
         top_k: what is logged: for a number K, for example 10, NDCG, Recall and HR at K; for a name
             such as "map@20" that metric. See ``RankingMetrics``.
+        compile: lets torch compile the training loss, see ``compiled_loss``; for long runs.
     """
 
     def __init__(
@@ -48,6 +50,7 @@ class RecommenderModule(L.LightningModule):
         num_items: int,
         optimizer: OptimizerFactory | None = None,
         top_k: Sequence[int | str] = (10,),
+        compile: bool = False,
     ) -> None:
         super().__init__()
         for name, size in (("num_users", num_users), ("num_items", num_items)):
@@ -57,6 +60,8 @@ class RecommenderModule(L.LightningModule):
         self.num_items = num_items
         self.top_k = tuple(top_k)
         self._make_optimizer = optimizer or partial(torch.optim.Adam, fused=True)
+        if compile:
+            self.training_loss = partial(compiled_loss, self)  # type: ignore[method-assign]
         self.val_metrics = RankingMetrics(top_k)
         self.test_metrics = RankingMetrics(top_k)
         self._losses, self._positives = torch.zeros(()), 0  # sums over the epoch so far
@@ -112,19 +117,21 @@ class RecommenderModule(L.LightningModule):
         return super().train(mode)
 
     def on_fit_start(self) -> None:
-        """Refuse what looks for the gradients of rows in vain."""
+        """Refuse what would look for the gradients of rows in vain."""
         if self._row_optimizer is None:
             return
+        processes = self.trainer.world_size
         scaler = getattr(self.trainer.precision_plugin, "scaler", None)
-        for found, way_out in (
-            (f"{self.trainer.world_size} processes", self.trainer.world_size > 1 and "devices=1"),
-            ("a gradient scaler", scaler is not None and "precision='bf16-mixed'"),
+        for wrong, found, way_out in (
+            (processes > 1, f"{processes} processes", "devices=1"),
+            (scaler is not None, "a gradient scaler", "precision='bf16-mixed'"),
+            ("training_loss" in vars(self), "a compiled loss", "compile=False"),
         ):
-            if way_out:
+            if wrong:
                 raise MisconfigurationException(
                     f"{type(self._row_optimizer).__name__} keeps gradients of rows to itself, so "
-                    f"nothing else can add up or scale them; got {found}. Use {way_out}, or the "
-                    "optimizer of torch.optim that it stands for."
+                    f"nothing else can add up, scale or compile them; got {found}. Use {way_out}, "
+                    "or the optimizer of torch.optim that it stands for."
                 )
 
     def on_train_end(self) -> None:

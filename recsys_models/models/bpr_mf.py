@@ -21,6 +21,7 @@ class BPRMF(RecommenderModule):
         init_std: standard deviation of the first embeddings; biases begin at 0.
         optimizer: see ``RecommenderModule``.
         top_k: see ``RecommenderModule``.
+        compile: see ``RecommenderModule``.
     """
 
     def __init__(
@@ -32,8 +33,9 @@ class BPRMF(RecommenderModule):
         init_std: float = 0.01,
         optimizer: OptimizerFactory | None = None,
         top_k: Sequence[int | str] = (10,),
+        compile: bool = False,
     ) -> None:
-        super().__init__(num_users, num_items, optimizer, top_k)
+        super().__init__(num_users, num_items, optimizer, top_k, compile)
         if dim < 1:
             raise ValueError(f"dim must be at least 1; got {dim}. The usual value is 64.")
         self.user_embedding = nn.Embedding(num_users, dim)

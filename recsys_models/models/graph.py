@@ -32,6 +32,7 @@ class GraphRecommender(RecommenderModule):
         norm: see ``Adjacency.from_interactions``.
         optimizer: see ``RecommenderModule``.
         top_k: see ``RecommenderModule``.
+        compile: see ``RecommenderModule``.
     """
 
     def __init__(
@@ -42,8 +43,9 @@ class GraphRecommender(RecommenderModule):
         norm: Norm,
         optimizer: OptimizerFactory | None,
         top_k: Sequence[int | str],
+        compile: bool = False,
     ) -> None:
-        super().__init__(num_users, num_items, optimizer, top_k)
+        super().__init__(num_users, num_items, optimizer, top_k, compile)
         if dim < 1:
             raise ValueError(f"dim must be at least 1; got {dim}. The usual value is 64.")
         self.norm: Norm = norm

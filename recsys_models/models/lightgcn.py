@@ -25,6 +25,7 @@ class LightGCN(GraphRecommender):
         num_layers: number K of propagations.
         optimizer: see ``RecommenderModule``.
         top_k: see ``RecommenderModule``.
+        compile: see ``RecommenderModule``.
     """
 
     def __init__(
@@ -35,8 +36,9 @@ class LightGCN(GraphRecommender):
         num_layers: int = 3,
         optimizer: OptimizerFactory | None = None,
         top_k: Sequence[int | str] = (10,),
+        compile: bool = False,
     ) -> None:
-        super().__init__(num_users, num_items, dim, "sym", optimizer, top_k)
+        super().__init__(num_users, num_items, dim, "sym", optimizer, top_k, compile)
         if num_layers < 1:
             raise ValueError(
                 f"num_layers must be at least 1; got {num_layers}. The usual value is 3; "

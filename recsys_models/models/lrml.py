@@ -43,6 +43,7 @@ class LRML(RecommenderModule):
         init_std: standard deviation of all first weights.
         optimizer: see ``RecommenderModule``.
         top_k: see ``RecommenderModule``.
+        compile: see ``RecommenderModule``.
     """
 
     def __init__(
@@ -57,8 +58,9 @@ class LRML(RecommenderModule):
         init_std: float = 0.01,
         optimizer: OptimizerFactory | None = None,
         top_k: Sequence[int | str] = (10,),
+        compile: bool = False,
     ) -> None:
-        super().__init__(num_users, num_items, optimizer, top_k)
+        super().__init__(num_users, num_items, optimizer, top_k, compile)
         for name, size in (("dim", dim), ("num_memories", num_memories)):
             if size < 1:
                 raise ValueError(f"{name} must be at least 1; got {size}. Leave it out if unsure.")

@@ -41,6 +41,7 @@ class NGCF(GraphRecommender):
         propagate_normalised: the next layer gets E^(l) with rows of length 1.
         optimizer: see ``RecommenderModule``.
         top_k: see ``RecommenderModule``.
+        compile: see ``RecommenderModule``.
     """
 
     def __init__(
@@ -57,10 +58,11 @@ class NGCF(GraphRecommender):
         propagate_normalised: bool = False,
         optimizer: OptimizerFactory | None = None,
         top_k: Sequence[int | str] = (10,),
+        compile: bool = False,
     ) -> None:
         if norm not in ("sym", "rw_selfloop"):
             raise ValueError(f"norm must be 'sym' or 'rw_selfloop'; got {norm!r}.")
-        super().__init__(num_users, num_items, dim, norm, optimizer, top_k)
+        super().__init__(num_users, num_items, dim, norm, optimizer, top_k, compile)
         if not layer_dims or min(layer_dims) < 1:
             raise ValueError(
                 "layer_dims must hold at least one width, each 1 or more; "

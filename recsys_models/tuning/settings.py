@@ -113,6 +113,7 @@ class Outcome:
         lineage: the setting of every epoch that these weights were trained in.
         total_steps: optimizer steps that these weights were trained for.
         curve: costs and values after each validation pass.
+        cpu_seconds: processor time of its training; None where an older version trained it.
     """
 
     setting: Setting
@@ -124,6 +125,7 @@ class Outcome:
     lineage: list[Setting] = field(default_factory=list)
     total_steps: int = 0
     curve: list[Row] = field(default_factory=list)
+    cpu_seconds: float | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""
@@ -135,7 +137,7 @@ class Outcome:
         fields = data | {
             "setting": Setting(*data["setting"]),
             "lineage": [Setting(*pair) for pair in data["lineage"]],
-            "curve": [tuple(row) for row in data["curve"]],
+            "curve": [Row(*row) for row in data["curve"]],
         }
         return cls(**fields)
 

@@ -60,7 +60,7 @@ def test_one_argument_is_enough(tmp_path: Path) -> None:
     assert callback.history[0]["names"] == [
         f"{kind}/{layer}" for kind in ("lr", "weight_decay") for layer in LAYERS
     ]
-    assert callback.history[0]["targets"][0] == pytest.approx([0.01] * 3 + [0.0] * 3)
+    assert callback.history[0]["members"][0] == pytest.approx([0.01] * 3 + [0.0] * 3)
 
 
 def test_default_bounds_reach_ten_times_up_and_a_thousand_times_down(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -9,90 +10,81 @@ from pathlib import Path
 import pytest
 import torch
 
-SCRIPT = """
-import sys, torch
-import lightning as L
-from pathlib import Path
-from deopt_lightning import DEOptCallback
-from tests.tiny import SilentDryRun, TinyModel, fit
+from tests.deopt_lightning.ddp_runs import KINDS
 
-kind, folder = sys.argv[1], Path(sys.argv[2])
-torch.set_num_threads(1)
-callbacks = {
-    "plain": [],
-    "dry": [SilentDryRun()],
-    "search": [DEOptCallback("val_loss", population_size=4, probe_steps=3)],
-    "population": [DEOptCallback("val_loss", population_size=4, carry="population")],
-}[kind]
-model, trainer = fit(
-    folder / kind, callbacks, max_epochs=2, devices=2, strategy="ddp",
-    use_distributed_sampler=True,
-)
-history = callbacks[0].history if callbacks else []
-torch.save(
-    {
-        "weights": model.state_dict(),
-        "perf": [r.get("perf") or r["target_perf"] + r["trial_perf"] for r in history],
-        "schedule": callbacks[0].schedule if callbacks else [],
-    },
-    folder / f"{kind}-{trainer.global_rank}.pt",
-)
-"""
+ROOT = Path(__file__).parents[2]
 
-KINDS = ("plain", "dry", "search", "population")
+
+def launch(folder: Path, *arguments: str) -> None:
+    launcher = ("PL_", "LOCAL_RANK", "NODE", "WORLD_SIZE", "MASTER_")
+    environment = {k: v for k, v in os.environ.items() if not k.startswith(launcher)}
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.deopt_lightning.ddp_runs", str(folder), *arguments],
+        cwd=ROOT,
+        env={**environment, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+def read(folder: Path, kind: str) -> list[dict]:
+    return [torch.load(folder / f"{kind}-{rank}.pt", weights_only=True) for rank in (0, 1)]
 
 
 @pytest.fixture(scope="module")
-def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict]:
+def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[dict]]:
     folder = tmp_path_factory.mktemp("ddp")
-    script = folder / "run.py"
-    script.write_text(SCRIPT)
-    root = Path(__file__).parents[2]
-    for kind in KINDS:
-        done = subprocess.run(
-            [sys.executable, str(script), kind, str(folder)],
-            cwd=root,
-            env={**_environment(), "PYTHONPATH": str(root)},
-            capture_output=True,
-            text=True,
-            timeout=180,
-            check=False,
-        )
-        assert done.returncode == 0, done.stderr[-3000:]
-    return {
-        f"{kind}-{rank}": torch.load(folder / f"{kind}-{rank}.pt", weights_only=True)
-        for kind in KINDS
-        for rank in (0, 1)
-    }
+    launch(folder)
+    return {kind: read(folder, kind) for kind in KINDS}
 
 
-def _environment() -> dict[str, str]:
-    import os
-
-    return {k: v for k, v in os.environ.items() if not k.startswith(("PL_", "LOCAL_RANK", "NODE"))}
-
-
-def _parameters(result: dict) -> list[torch.Tensor]:
+def parameters(result: dict) -> list[torch.Tensor]:
     """Buffers of batch norm and metrics belong to each process; weights must agree."""
     return [v for k, v in result["weights"].items() if k.endswith(("weight", "bias"))]
 
 
 @pytest.mark.parametrize("kind", KINDS[1:])
-def test_processes_agree(results: dict[str, dict], kind: str) -> None:
-    left, right = results[f"{kind}-0"], results[f"{kind}-1"]
+def test_processes_agree(results: dict[str, list[dict]], kind: str) -> None:
+    """Although val_loss is logged without sync_dist, and each process sees other data."""
+    left, right = results[kind]
     assert len(left["perf"]) == 2
     assert left["perf"] == right["perf"]
     assert left["schedule"] == right["schedule"]
-    assert all(map(torch.equal, _parameters(left), _parameters(right)))
+    assert all(map(torch.equal, parameters(left), parameters(right)))
 
 
-def test_dry_run_leaves_no_trace(results: dict[str, dict]) -> None:
-    for rank in (0, 1):
-        plain, dry = results[f"plain-{rank}"]["weights"], results[f"dry-{rank}"]["weights"]
-        assert all(torch.equal(plain[name], dry[name]) for name in plain)
+def test_dry_run_leaves_no_trace(results: dict[str, list[dict]]) -> None:
+    for plain, dry in zip(results["plain"], results["dry"], strict=True):
+        assert all(
+            torch.equal(plain["weights"][name], dry["weights"][name]) for name in plain["weights"]
+        )
 
 
-@pytest.mark.parametrize("kind", KINDS[2:])
-def test_search_changes_the_run(kind: str, results: dict[str, dict]) -> None:
-    plain, search = _parameters(results["plain-0"]), _parameters(results[f"{kind}-0"])
+@pytest.mark.parametrize("kind", ["search", "population", "diverging"])
+def test_search_changes_the_run(kind: str, results: dict[str, list[dict]]) -> None:
+    plain, search = parameters(results["plain"][0]), parameters(results[kind][0])
     assert not all(map(torch.equal, plain, search))
+
+
+def test_a_candidate_that_diverges_on_one_process_loses_on_all(
+    results: dict[str, list[dict]],
+) -> None:
+    perf = [value for row in results["diverging"][0]["perf"] for value in row]
+    assert None in perf
+    assert any(value is not None for value in perf)
+
+
+def test_resumed_run_equals_the_unbroken_one(results: dict[str, list[dict]]) -> None:
+    for unbroken, resumed in zip(results["broken"], results["resumed"], strict=True):
+        assert all(map(torch.equal, parameters(unbroken), parameters(resumed)))
+        assert (unbroken["perf"], unbroken["schedule"]) == (resumed["perf"], resumed["schedule"])
+
+
+def test_spawned_processes_do_the_same(results: dict[str, list[dict]], tmp_path: Path) -> None:
+    launch(tmp_path, "ddp_spawn", "search")
+    for spawned, started in zip(read(tmp_path, "search"), results["search"], strict=True):
+        assert spawned["perf"] == started["perf"]
+        assert all(map(torch.equal, parameters(spawned), parameters(started)))

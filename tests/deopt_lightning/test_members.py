@@ -253,3 +253,37 @@ def test_history_is_plain_data(tmp_path: Path) -> None:
 def test_probe_steps_are_refused() -> None:
     with pytest.raises(ValueError, match="members all train whole epochs; got 10"):
         make_callback(probe_steps=10)
+
+
+def test_members_share_a_state_until_they_differ(tmp_path: Path) -> None:
+    """Two trials have the leader's state, the two others of five their own."""
+    callback = make_callback(population_size=5)
+    model, trainer = fit(tmp_path, [callback], max_epochs=2)
+    model_bytes = sum(tensor.nbytes for tensor in [*model.parameters(), *model.buffers()])
+    state = trainer.optimizers[0].state.values()
+    state_bytes = sum(tensor.nbytes for entries in state for tensor in entries.values())
+    assert callback.member_bytes == 3 * (model_bytes + state_bytes)
+
+
+def test_the_memory_of_members_is_said_once(tmp_path: Path, caplog: Any) -> None:
+    with caplog.at_level("INFO"):
+        fit(tmp_path, [make_callback(population_size=5)], max_epochs=3)
+    said = [record.message for record in caplog.records if "members' states" in record.message]
+    assert len(said) == 1
+    assert "after epoch 0, in 3 copies" in said[0]
+
+
+@pytest.mark.parametrize("carry", ["population", "weights"])
+def test_snapshots_on_the_cpu_change_nothing(carry: str, tmp_path: Path) -> None:
+    runs = []
+    for device in (None, "cpu"):
+        callback = make_callback(carry=carry, snapshot_device=device)
+        model, _ = fit(tmp_path / str(device), [callback], max_epochs=2)
+        runs.append((model.state_dict(), callback.schedule))
+    assert same_state(runs[0][0], runs[1][0])
+    assert runs[0][1] == runs[1][1]
+
+
+def test_other_snapshot_devices_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"snapshot_device must be one of .*; got 'disk'"):
+        make_callback(snapshot_device="disk")

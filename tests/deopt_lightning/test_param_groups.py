@@ -1,15 +1,20 @@
 from __future__ import annotations
 
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import nn
 
+from deopt_lightning import DEOptCallback
 from deopt_lightning.checkpoint_layout import optimizer_to_split_layout, optimizer_to_user_layout
 from deopt_lightning.layers import group_layers
 from deopt_lightning.param_groups import split_param_groups, write_hyperparameters
+from tests.tiny import TinyModel, fit, same_state
 
 
 def make_net() -> nn.Sequential:
@@ -89,22 +94,27 @@ def test_step_is_the_papers_update_written_by_hand() -> None:
         torch.testing.assert_close(parameter.detach(), wanted, rtol=0, atol=1e-15)
 
 
-@pytest.mark.parametrize(
-    ("name", "lr"),
-    [
-        ("SGD", 0.05),
-        ("Adam", 0.05),
-        ("AdamW", 0.05),
-        ("RMSprop", 0.05),
-        ("Adagrad", 0.05),
-        ("SGD", torch.tensor(0.05)),
-        ("AdamW", torch.tensor(0.05)),
-    ],
-)
-def test_splitting_alone_changes_no_step(name: str, lr: float | torch.Tensor) -> None:
-    options: dict[str, Any] = {"weight_decay": 0.01, "lr": lr}
+OPTIMIZERS: dict[str, Any] = {
+    "SGD": lambda p: torch.optim.SGD(p, 0.05, weight_decay=0.01),
+    "momentum": lambda p: torch.optim.SGD(p, 0.05, momentum=0.9, weight_decay=0.01),
+    "Nesterov": lambda p: torch.optim.SGD(p, 0.05, momentum=0.9, nesterov=True),
+    "Adam": lambda p: torch.optim.Adam(p, 0.05, weight_decay=0.01),
+    "AMSGrad": lambda p: torch.optim.Adam(p, 0.05, amsgrad=True),
+    "AdamW": lambda p: torch.optim.AdamW(p, 0.05),
+    "fused AdamW": lambda p: torch.optim.AdamW(p, 0.05, fused=True),
+    "foreach AdamW": lambda p: torch.optim.AdamW(p, 0.05, foreach=True),
+    "fused SGD": lambda p: torch.optim.SGD(p, 0.05, momentum=0.9, fused=True),
+    "RMSprop": lambda p: torch.optim.RMSprop(p, 0.05, momentum=0.5, centered=True),
+    "Adagrad": lambda p: torch.optim.Adagrad(p, 0.05, lr_decay=0.01),
+    "AdaMod": lambda p: pytest.importorskip("pytorch_optimizer").AdaMod(p, 0.05),
+    "tensor lr": lambda p: torch.optim.AdamW(p, torch.tensor(0.05)),
+}
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_splitting_alone_changes_no_step(name: str) -> None:
     nets = [make_net(), make_net()]
-    optimizers = [getattr(torch.optim, name)(net.parameters(), **options) for net in nets]
+    optimizers = [OPTIMIZERS[name](net.parameters()) for net in nets]
     step(nets[0], optimizers[0], 1)
     step(nets[1], optimizers[1], 1)
     split(nets[1], optimizers[1])  # state made before the split must survive it
@@ -113,6 +123,23 @@ def test_splitting_alone_changes_no_step(name: str, lr: float | torch.Tensor) ->
         step(nets[1], optimizers[1], seed)
     for left, right in zip(nets[0].parameters(), nets[1].parameters(), strict=True):
         assert torch.equal(left, right)
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_a_run_with_any_optimizer_learns_and_resumes_exactly(name: str, tmp_path: Path) -> None:
+    def search() -> DEOptCallback:
+        return DEOptCallback("val_loss", population_size=4, probe_steps=2, local_search=None)
+
+    build = partial(TinyModel, OPTIMIZERS[name])
+    checkpoint = ModelCheckpoint(tmp_path, save_top_k=-1, filename="{epoch}")
+    first = search()
+    unbroken, trainer = fit(tmp_path / "a", [first, checkpoint], model=build, max_epochs=2)
+    groups = trainer.optimizers[0].param_groups
+    lr, decay = ([float(group[key]) for group in groups] for key in ("lr", "weight_decay"))
+    assert lr + decay == pytest.approx(first._values)
+    path = str(tmp_path / "epoch=0.ckpt")
+    resumed, _ = fit(tmp_path / "b", [search()], model=build, max_epochs=2, ckpt_path=path)
+    assert same_state(unbroken.state_dict(), resumed.state_dict())
 
 
 def test_tensor_lr_keeps_its_storage_and_layers_do_not_share_one() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -9,12 +10,25 @@ from typing import Any
 import lightning as L
 import pytest
 import torch
-from lightning.pytorch.callbacks import StochasticWeightAveraging
+from lightning.pytorch.callbacks import (
+    BackboneFinetuning,
+    ModelPruning,
+    StochasticWeightAveraging,
+)
+from lightning.pytorch.strategies import ModelParallelStrategy, SingleDeviceStrategy
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch.utils.data import DataLoader, IterableDataset
 
 from deopt_lightning import DEOptCallback
-from tests.tiny import TinyModel, fit, tiny_data, train_loader, val_loader
+from tests.tiny import (
+    ManualModel,
+    TinyModel,
+    fit,
+    moving_average,
+    tiny_data,
+    train_loader,
+    val_loader,
+)
 
 
 @pytest.mark.parametrize(
@@ -38,6 +52,9 @@ from tests.tiny import TinyModel, fit, tiny_data, train_loader, val_loader
         ({"every_n_epochs": 0}, "every_n_epochs must be at least 1; got 0"),
         ({"warmup_epochs": -1}, "warmup_epochs must be at least 0; got -1"),
         ({"max_generations": 0}, "max_generations must be at least 1; got 0"),
+        ({"carry": "chain", "probe_steps": 9}, "carry='chain', whose trials train whole .* got 9"),
+        ({"carry": "chain", "adopt": False}, "adopt=False cannot be set with carry='chain'"),
+        ({"optimizer_index": -1}, "optimizer_index must be at least 0; got -1"),
         ({"monitor": ""}, "monitor must name a validation metric"),
     ],
 )
@@ -61,10 +78,10 @@ class LogsWhenTraining(TinyModel):
         return loss
 
 
-class Manual(TinyModel):
+class WithBackbone(TinyModel):
     def __init__(self) -> None:
         super().__init__()
-        self.automatic_optimization = False
+        self.backbone = torch.nn.Linear(1, 1)
 
 
 class NoValidationStep(L.LightningModule):
@@ -93,24 +110,63 @@ class Endless(IterableDataset):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"model": Manual}, "needs automatic optimization"),
         ({"model": NoValidationStep}, "NoValidationStep has no validation_step"),
         ({"model": TakesIterator}, r"training_step\(dataloader_iter\)"),
         ({"limit_val_batches": 0}, "there is no validation data"),
         ({"model": partial(TinyModel, lambda p: None)}, "holds none of the layers' parameters"),
         ({"model": partial(TinyModel, torch.optim.LBFGS)}, "LBFGS has no weight_decay"),
         (
-            {"callbacks": [StochasticWeightAveraging(0.1)]},
-            "does not work beside StochasticWeightAveraging",
+            {"callbacks": [BackboneFinetuning()], "model": WithBackbone},
+            "does not work beside BackboneFinetuning",
+        ),
+        (
+            {"callbacks": [ModelPruning("l1_unstructured", amount=0.1)]},
+            "does not work beside ModelPruning",
+        ),
+        (
+            {"callbacks": [StochasticWeightAveraging(0.1)], "search": {"carry": "population"}},
+            "StochasticWeightAveraging average the weights of different members",
+        ),
+        (
+            {"model": ManualModel, "search": {"optimizer_index": 2}},
+            "optimizer_index=2, but the module has 2 optimizers",
         ),
     ],
 )
 def test_unfit_trainers_are_refused_before_training(
     options: dict[str, Any], message: str, tmp_path: Path
 ) -> None:
-    callbacks = [DEOptCallback("val_loss"), *options.pop("callbacks", [])]
+    search = DEOptCallback("val_loss", **options.pop("search", {}))
+    callbacks = [search, *options.pop("callbacks", [])]
     with pytest.raises(MisconfigurationException, match=message):
         fit(tmp_path, callbacks, **options)
+
+
+@pytest.mark.parametrize("name", ["FSDPStrategy", "DeepSpeedStrategy", "XLAFSDPStrategy"])
+def test_sharded_strategies_are_refused_by_their_name(name: str, tmp_path: Path) -> None:
+    """The real ones need a GPU or another package before a fit begins."""
+    strategy = type(name, (SingleDeviceStrategy,), {})("cpu")
+    with pytest.raises(MisconfigurationException, match=f"does not support {name}, whose sharded"):
+        fit(tmp_path, [DEOptCallback("val_loss")], strategy=strategy)
+
+
+class Configured(TinyModel):
+    def configure_model(self) -> None:
+        pass
+
+
+def test_fsdp2_is_refused(tmp_path: Path) -> None:
+    try:
+        with pytest.raises(MisconfigurationException, match="does not support ModelParallelStrat"):
+            fit(
+                tmp_path,
+                [DEOptCallback("val_loss")],
+                model=Configured,
+                strategy=ModelParallelStrategy(),
+            )
+    finally:
+        if torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()
 
 
 def test_missing_validation_loader_is_refused(tmp_path: Path) -> None:
@@ -155,3 +211,29 @@ def test_layers_that_leave_parameters_out_are_refused(tmp_path: Path) -> None:
     callback = DEOptCallback("val_loss", layers=["first.*"])
     with pytest.raises(MisconfigurationException, match="leave out trainable parameters"):
         fit(tmp_path, [callback], val=val_loader())
+
+
+def test_members_cannot_be_compared_by_an_average_that_has_not_begun(tmp_path: Path) -> None:
+    callbacks = [
+        DEOptCallback("val_loss", carry="population"),
+        moving_average(update_starting_at_step=100),
+    ]
+    with pytest.raises(MisconfigurationException, match="averaged none of.*Set warmup_epochs"):
+        fit(tmp_path, callbacks)
+
+
+def test_probes_without_an_optimizer_step_are_refused(tmp_path: Path) -> None:
+    callback = DEOptCallback("val_loss", probe_steps=4)
+    with pytest.raises(MisconfigurationException, match="4 batches took no optimizer step"):
+        fit(tmp_path, [callback], model=ManualModel)
+
+
+def test_the_documented_messages_are_those_of_the_code() -> None:
+    root = Path(__file__).parents[2]
+    table = (root / "docs" / "compatibility.md").read_text().partition("## Refused")[2]
+    rows = [line.split("|")[2] for line in table.splitlines() if line.startswith("| ")]
+    documented = [message for row in rows for message in re.findall(r'"([^"]+)"', row)]
+    code = "".join(path.read_text() for path in (root / "deopt_lightning").rglob("*.py"))
+    code = re.sub(r'"\s+f?"', "", code).replace("{count}", "2")
+    assert len(documented) >= 14
+    assert [message for message in documented if message not in code] == []

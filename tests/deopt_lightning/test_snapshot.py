@@ -153,3 +153,40 @@ def test_rng_state_survives_a_safe_checkpoint(tmp_path: Any) -> None:
     set_rng_state(torch.load(tmp_path / "rng.pt", weights_only=True))
     again = (torch.rand(2).tolist(), np.random.standard_normal(3).tolist(), random.gauss(0, 1))
     assert again == expected
+
+
+def test_large_tensors_go_to_the_device_and_step_counts_stay() -> None:
+    model = nn.Linear(3, 2)
+    optimizer = torch.optim.Adam(model.parameters())
+    model(torch.ones(1, 3)).sum().backward()
+    optimizer.step()
+    snapshot = Snapshot.take(model, [optimizer], device="meta")
+    assert [copy.device.type for _, copy in snapshot.tensors] == ["meta", "meta"]
+    ((_, state, _),) = snapshot.optimizers
+    for entries in state.values():
+        kinds = {name: value.device.type for name, value in entries.items()}
+        assert kinds == {"step": "cpu", "exp_avg": "meta", "exp_avg_sq": "meta"}
+    assert snapshot.nbytes == 4 * (3 * 8 + 2)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("fused", [False, True])
+def test_a_gpus_state_comes_back_from_the_cpu(fused: bool) -> None:
+    model = nn.Linear(3, 2).cuda()
+    optimizer = torch.optim.Adam(model.parameters(), fused=fused)
+
+    def step() -> None:
+        model(torch.ones(1, 3, device="cuda")).sum().backward()
+        optimizer.step()
+
+    step()
+    there = Snapshot.take(model, [optimizer])
+    here = Snapshot.take(model, [optimizer], device="cpu")
+    ends = []
+    for snapshot in (there, here):
+        optimizer.state.clear()
+        snapshot.restore()
+        step()
+        ends.append([p.detach().clone() for p in model.parameters()])
+    assert all(map(torch.equal, *ends))

@@ -2,24 +2,48 @@
 
 from __future__ import annotations
 
+import csv
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import lightning as L
 import pytest
 import torch
-from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
+from lightning.pytorch.callbacks import (
+    EarlyStopping,
+    GradientAccumulationScheduler,
+    LearningRateMonitor,
+    ModelCheckpoint,
+    StochasticWeightAveraging,
+)
 from torch.utils.data import DataLoader, IterableDataset
 
 from deopt_lightning import DEOptCallback
-from tests.tiny import SilentDryRun, TinyModel, fit, same_state, tiny_data, train_loader, val_loader
+from tests.tiny import (
+    ManualModel,
+    SilentDryRun,
+    TinyModel,
+    average_of_epochs,
+    fit,
+    moving_average,
+    same_state,
+    tiny_data,
+    train_loader,
+    val_loader,
+)
 
 
 class Stream(IterableDataset):
     def __iter__(self) -> Any:
         order = torch.randperm(96)
         return (tiny_data()[int(i)] for i in order)
+
+
+class FirstOfList(TinyModel):
+    def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
+        return super().training_step(batch[0], batch_idx)
 
 
 def sgd_with(scheduler: Callable[[Any], Any], **options: Any) -> Callable[[Any], Any]:
@@ -33,21 +57,53 @@ def sgd_with(scheduler: Callable[[Any], Any], **options: Any) -> Callable[[Any],
     return configure
 
 
+class Compilable(TinyModel):
+    """Keeps `self.log` and torchmetrics from torch's compiler, which fails on them in Lightning."""
+
+    log = torch.compiler.disable(L.LightningModule.log)
+
+    def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
+        loss = torch.nn.functional.mse_loss(self(batch[0]), batch[1])
+        self.log("train_loss", loss, on_step=True)
+        return loss
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        self.log("val_loss", torch.nn.functional.mse_loss(self(batch[0]), batch[1]))
+
+    def on_validation_epoch_end(self) -> None:
+        pass
+
+
+def compiled() -> Any:
+    return torch.compile(Compilable(), backend="eager")
+
+
 schedule = torch.optim.lr_scheduler
+LAYERS = ("first", "norm", "last")
 CASES: dict[str, dict[str, Any]] = {
     "default": {},
     "accumulation with a ragged last window": {"accumulate_grad_batches": 5},
     "clipping by norm": {"gradient_clip_val": 0.1},
     "clipping by value": {"gradient_clip_val": 0.01, "gradient_clip_algorithm": "value"},
     "bf16-mixed": {"precision": "bf16-mixed"},
+    "16-true": {"precision": "bf16-true"},
+    "float64": {"precision": "64-true"},
+    "accumulation by a callback": {
+        "callbacks": lambda folder: [GradientAccumulationScheduler({0: 1, 1: 4})]
+    },
+    "validation every fifth batch": {"val_check_interval": 5, "check_val_every_n_epoch": None},
     "validation twice an epoch": {"val_check_interval": 0.5},
-    "validation every second epoch": {"check_val_every_n_epoch": 2},
+    "validation every third epoch": {"check_val_every_n_epoch": 3},
     "limited batches": {"limit_train_batches": 5, "limit_val_batches": 2},
     "max_steps": {"max_epochs": -1, "max_steps": 30},
     "reload every epoch": {"reload_dataloaders_every_n_epochs": 1},
     "rich progress bar": {"enable_progress_bar": True},
     "iterable train set": {"train": lambda: DataLoader(Stream(), batch_size=8)},
     "dict of train loaders": {"train": lambda: {"main": train_loader(), "other": val_loader()}},
+    "list of train loaders": {
+        "train": lambda: [train_loader(), val_loader()],
+        "model": FirstOfList,
+    },
     "own loader generator": {
         "train": lambda: train_loader(generator=torch.Generator().manual_seed(5))
     },
@@ -58,6 +114,32 @@ CASES: dict[str, dict[str, Any]] = {
         "max_epochs": 2,
     },
     "two validation loaders": {"val": lambda: [val_loader(), val_loader()]},
+    "checkpoints by step": {
+        "callbacks": lambda folder: [
+            ModelCheckpoint(folder / "steps", every_n_train_steps=5, save_top_k=-1, save_last=True)
+        ],
+    },
+    "moving average": {"callbacks": lambda folder: [moving_average()]},
+    "moving average before the search": {
+        "callbacks": lambda folder: [moving_average(update_every_n_steps=2)],
+        "first": True,
+    },
+    "average of epochs": {"callbacks": lambda folder: [average_of_epochs()]},
+    "average that begins late": {
+        "callbacks": lambda folder: [moving_average(update_starting_at_step=20)]
+    },
+    "stochastic average": {
+        "callbacks": lambda folder: [StochasticWeightAveraging(0.02, 0.5, annealing_epochs=2)],
+        "max_epochs": 4,
+    },
+    "stochastic average beside a schedule": {
+        "callbacks": lambda folder: [StochasticWeightAveraging([0.02], 2)],
+        "optimizer": sgd_with(lambda o: schedule.StepLR(o, 1, 0.5)),
+        "max_epochs": 4,
+        "first": True,
+    },
+    "manual optimization with two optimizers": {"model": ManualModel},
+    "compiled module": {"model": compiled, "max_epochs": 2},
     "step schedule": {
         "optimizer": sgd_with(lambda o: schedule.CosineAnnealingLR(o, 20), interval="step")
     },
@@ -78,8 +160,10 @@ def run(folder: Path, case: dict[str, Any], *callbacks: DEOptCallback) -> Any:
             options[loader] = options[loader]()
     checkpoint = ModelCheckpoint(folder, monitor="val_loss", save_top_k=-1, save_last=True)
     stopping = EarlyStopping("val_loss", patience=5)
-    build = partial(TinyModel, options.pop("optimizer", None))
-    model, trainer = fit(folder, [*callbacks, stopping, checkpoint], model=build, **options)
+    others = options.pop("callbacks", lambda folder: [])(folder)
+    both = [*others, *callbacks] if options.pop("first", False) else [*callbacks, *others]
+    build = options.pop("model", partial(TinyModel, options.pop("optimizer", None)))
+    model, trainer = fit(folder, [*both, stopping, checkpoint], model=build, **options)
     return model, trainer, checkpoint, stopping
 
 
@@ -90,7 +174,7 @@ def test_search_that_adopts_nothing_leaves_no_trace(name: str, tmp_path: Path) -
     model, trainer, checkpoint, stopping = run(tmp_path / "search", CASES[name], callback)
 
     assert len(callback.history) >= 2
-    assert callback.probe_steps_taken >= 2 * 4 * 3 * len(callback.history)
+    assert callback.probe_steps_taken >= 2 * 4 * len(callback.history)
     assert same_state(plain.state_dict(), model.state_dict())
     assert trainer.global_step == plain_trainer.global_step
     assert (model.steps_seen, model.losses) == (plain.steps_seen, plain.losses)
@@ -108,3 +192,24 @@ def test_a_search_that_does_adopt_is_noticed_by_the_golden_test(tmp_path: Path) 
     plain, *_ = run(tmp_path / "plain", {})
     model, *_ = run(tmp_path / "search", {}, SilentDryRun(adopt=True))
     assert not same_state(plain.state_dict(), model.state_dict())
+
+
+def test_learning_rate_monitor_sees_the_users_schedule_in_each_layer(tmp_path: Path) -> None:
+    case = {
+        "callbacks": lambda folder: [LearningRateMonitor("step", log_weight_decay=True)],
+        "optimizer": sgd_with(lambda o: schedule.StepLR(o, 1, 0.5)),
+    }
+    run(tmp_path / "plain", case)
+    run(tmp_path / "search", case, SilentDryRun())
+    plain, search = (rows(tmp_path / name) for name in ("plain", "search"))
+    for left, right in zip(plain, search, strict=True):
+        for suffix in ("", "-weight_decay"):
+            own = left.pop(f"lr-SGD{suffix}")
+            assert {right.pop(f"lr-SGD/{layer}{suffix}") for layer in LAYERS} == {own}
+        assert left == right
+    assert len(plain) > 18
+
+
+def rows(folder: Path) -> list[dict[str, str]]:
+    with (folder / "metrics.csv").open() as file:
+        return list(csv.DictReader(file))

@@ -1,6 +1,6 @@
 import json
 import sys
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +9,7 @@ from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 
 from recsys_models import compare, train
-from recsys_models.comparison.cells import plan, run_missing
+from recsys_models.comparison.cells import run_missing
 from recsys_models.comparison.page import write_report
 from recsys_models.comparison.results import Results
 from recsys_models.comparison.statistics import holm, mean_and_sd, one_sided_signed_rank
@@ -17,85 +17,15 @@ from recsys_models.data import RecsysDataModule
 from recsys_models.metrics import evaluate
 from recsys_models.metrics.per_user import per_user
 from recsys_models.models import BPRMF
-from recsys_models.report import Result, write_json
+from tests.recsys_models.invented import FRAME, GAIN, cells, pretend
 
 ROOT = Path(__file__).parents[2]
-TUNERS = ["grid", "deopt", "random"]
-GAIN = {"grid": 0.0, "deopt": 0.02, "random": -0.01}
-OWN_MODULE = '''
-import lightning as L
-import torch
-
-class Own(L.LightningModule):
-    """Knows nothing of recommenders but what it is given."""
-
-    def __init__(self, num_users, num_items, optimizer):
-        super().__init__()
-        self.make_optimizer = optimizer
-        self.bias = torch.nn.Parameter(torch.zeros(num_items))
-
-    def training_step(self, batch, batch_idx):
-        return -self.bias[batch.items].mean() + self.bias.square().mean()
-
-    def validation_step(self, batch, batch_idx):
-        self.log("val/bias", self.bias.mean(), batch_size=1)
-
-    def test_step(self, batch, batch_idx):
-        self.log("test/bias", self.bias.mean(), batch_size=1)
-
-    def configure_optimizers(self):
-        return self.make_optimizer(self.parameters())
-'''
 
 
 def compose_compare(*overrides):
     path = str(Path(train.config_dir()) / "compare")
     with initialize_config_dir(path, version_base="1.3"):
         return compose("compare", list(overrides))
-
-
-def cells(folder, seeds=(0, 1), datasets=("filmtrust", "ml_1m")):
-    return plan(
-        folder,
-        datasets,
-        ["bpr_mf", "neumf"],
-        TUNERS,
-        seeds,
-        {"random": ["tuner=random", "search=fast"]},
-        {name: ["trainer.max_epochs=1"] for name in datasets},
-    )
-
-
-def invented(cell, ndcg=None):
-    """A result without a training."""
-    base = 0.3 + GAIN[cell.tuner] + 0.001 * cell.seed + 0.05 * (cell.model == "neumf")
-    metrics = {"ndcg@10": base if ndcg is None else ndcg, "recall@10": 2 * base}
-    return Result(
-        model=cell.model,
-        data=cell.data,
-        tuner=cell.tuner,
-        seed=cell.seed,
-        epochs=2,
-        train_steps=100,
-        probe_steps=900,
-        evaluations=12,
-        schedule=[],
-        val=metrics,
-        test=metrics,
-        reference={"MostPop": {"ndcg@10": 0.2, "recall@10": 0.1}},
-        train_seconds=4.0,
-        curve=[(10, 1, 1.0, 0.1), (20, 2, 2.0, 0.2)],
-        versions={"python": "3"},
-    )
-
-
-def pretend(cell):
-    """Stands for the process that runs a cell."""
-    write_json(invented(cell), cell.folder / "result.json")
-    users = np.random.default_rng(cell.seed).random(200)
-    gain = np.full(200, GAIN[cell.tuner]) * (np.arange(200) % 2)
-    np.savez(cell.folder / "per_user.npz", **{"ndcg@10": users + gain})
-    return 0
 
 
 @pytest.fixture
@@ -162,9 +92,9 @@ def test_a_cell_that_crashes_leaves_the_others_and_is_listed(tmp_path):
     assert sum("failed: error: out of luck" in line for line in said) == 4
     results = Results(planned, ["ndcg@10"], "grid")
     assert results.missing == failed
-    write_report(tmp_path, "Crash", results, [], failed)
+    write_report(tmp_path, FRAME, results)
     assert (
-        "filmtrust neumf deopt seed 0 failed: error: out of luck"
+        "filmtrust neumf deopt seed 0: no result; it ended with: error: out of luck"
         in (tmp_path / "report.md").read_text()
     )
 
@@ -241,32 +171,50 @@ def test_values_per_user_have_the_reported_mean(protocol):
 
 def test_the_report_has_a_row_for_everything(tmp_path, finished):
     results = Results(finished, ["ndcg@10", "recall@10"], "grid")
-    write_report(tmp_path, "A <title>", results, ["eachmovie"], [])
+    frame = replace(FRAME, title="A <title>", withdrawn=["eachmovie"], command="recsys-compare x=1")
+    write_report(tmp_path, frame, results)
     text = (tmp_path / "report.md").read_text()
     for start in ("| – | MostPop | 0.2000 |", "| – | EASE | – |"):
         assert start in text
     assert "| neumf | deopt | **0.3705 ± 0.0007** |" in text
-    assert text.count("data set withdrawn") == 2 + 2 * 3
-    assert "| bpr_mf | grid | 1,000 | 12 | 4 | 1,000 | 12 | 4 |" in text
+    assert text.count("data set withdrawn") == 2 + 2 * 3 + 2 * 3
+    assert "| bpr_mf | grid | 1,000 | 12 | 3 | 4 | 1,000 | 12 | 3 | 4 |" in text
+    assert "recsys-compare x=1" in text
+    assert "every parameter θ, looked up or not" in text
     lines = (tmp_path / "cells.csv").read_text().splitlines()
     assert len(lines) == 1 + len(finished)
     assert lines[0].startswith("data,model,tuner,seed,val/ndcg@10")
     page = (tmp_path / "report.html").read_text()
     assert "A &lt;title&gt;" in page
-    assert page.count("<svg") == 4
+    assert page.count("<svg") == 5
     assert "src=" not in page
     assert "<link" not in page
+
+
+def test_results_of_older_versions_are_read_and_shown(tmp_path, finished):
+    for cell in finished:
+        path = cell.folder / "result.json"
+        plain = json.loads(path.read_text())
+        del plain["train_cpu_seconds"]
+        plain["curve"] = [row[:4] for row in plain["curve"]]
+        path.write_text(json.dumps(plain))
+    results = Results(finished, ["ndcg@10"], "grid")
+    assert {row.cpu_seconds for result in results.of.values() for row in result.curve} == {None}
+    write_report(tmp_path, FRAME, results)
+    text = (tmp_path / "report.md").read_text()
+    assert "| bpr_mf | grid | 1,000 | 12 | – | 4 | 1,000 | 12 | – | 4 |" in text
 
 
 def test_an_unfinished_comparison_shows_what_it_has(tmp_path):
     planned = cells(tmp_path, seeds=[0])
     run_missing(planned[:1], pretend, 1, lambda text: None)
-    write_report(tmp_path, "Half", Results(planned, ["ndcg@10"], "grid"), [], [])
+    write_report(tmp_path, FRAME, Results(planned, ["ndcg@10"], "grid"))
     text = (tmp_path / "report.md").read_text()
     assert "1 of 12 runs finished" in text
     assert "| neumf | deopt | – | – |" in text
     empty = tmp_path / "empty"
-    write_report(empty, "None", Results(cells(empty), ["ndcg@10"], "grid"), ["eachmovie"], [])
+    frame = replace(FRAME, withdrawn=["eachmovie"])
+    write_report(empty, frame, Results(cells(empty), ["ndcg@10"], "grid"))
     assert "0 of 24 runs finished" in (empty / "report.html").read_text()
 
 
@@ -290,7 +238,7 @@ def test_overrides_by_hand_come_last(tmp_path):
     cfg = compose_compare("fast=true", 'extra=["trainer.max_epochs=1"]')
     for cell in compare.cells_of(cfg, tmp_path):
         lengths = [part for part in cell.overrides if part.startswith("trainer.max_epochs")]
-        assert lengths == ["trainer.max_epochs=4", "trainer.max_epochs=1"]
+        assert lengths[-2:] == ["trainer.max_epochs=4", "trainer.max_epochs=1"]
         with initialize_config_dir(train.config_dir(), version_base="1.3"):
             assert compose("train", list(cell.overrides)).trainer.max_epochs == 1
 
@@ -311,7 +259,7 @@ def test_all_tuners_have_the_same_space(tmp_path):
         if cell.tuner in ("grid", "random", "optuna", "pbt"):
             space = instantiate(composed.tuner.sweep.space)
             spaces.add((space.lr, space.weight_decay))
-        elif cell.tuner.startswith("deopt"):
+        elif cell.tuner.startswith("deopt") or cell.tuner == "authors":
             callback = instantiate(composed.tuner.callback)
             spaces.add((tuple(callback.lr_bounds), tuple(callback.weight_decay_bounds)))
     assert spaces == {((1e-6, 1e-2), (1e-7, 1e-3))}
@@ -329,8 +277,12 @@ def test_command_runs_cells_lists_a_crash_and_rebuilds_the_report(command, tmp_p
     text = (folder / "report.md").read_text()
     assert "| bpr_mf | none | **0." in text
     (folder / "report.md").unlink()
-    command(*choice, "report_only=true")
-    assert "synthetic bpr_mf nonsense seed 0" in (folder / "report.md").read_text()
+    command(*choice, "report_only=true", "collect=kept")
+    remade = (folder / "report.md").read_text()
+    assert "synthetic bpr_mf nonsense seed 0: no result" in remade
+    (tmp_path / "kept" / "report.md").unlink()
+    command("output_dir=kept", "report_only=true")
+    assert (tmp_path / "kept" / "report.md").read_text() == remade
     cell = folder / "cells" / "synthetic" / "bpr_mf" / "none" / "seed0"
     kept = json.loads((cell / "result.json").read_text())
     assert kept["tuner"] == "none"
@@ -344,28 +296,3 @@ def test_bad_settings_end_in_one_clear_message(command, capsys):
             command(wrong)
         assert stopped.value.code == 1
         assert capsys.readouterr().err.startswith("error: ")
-
-
-def test_own_data_and_own_module_join_in_by_configuration(tmp_path, monkeypatch, rating_files):
-    (tmp_path / "own_module.py").write_text(OWN_MODULE)
-    monkeypatch.syspath_prepend(tmp_path)
-    for group, text in {
-        "data": f"defaults: [table]\npath: {rating_files['table']}\n",
-        "model": "_target_: own_module.Own\noptimizer: ${optimizer}\n",
-    }.items():
-        (tmp_path / "own" / group).mkdir(parents=True)
-        (tmp_path / "own" / group / "mine.yaml").write_text(text)
-    for tuner in ("grid", "deopt"):
-        monkeypatch.setattr(
-            sys,
-            "argv",
-            ["train", "--config-dir", str(tmp_path / "own"), "data=mine", "model=mine"]
-            + [f"tuner={tuner}", "search=fast", "trainer.max_epochs=2", "monitor=val/bias"]
-            + [f"hydra.run.dir={tmp_path / tuner}"],
-        )
-        train.main()
-        result = json.loads((tmp_path / tuner / "result.json").read_text())
-        assert (result["model"], result["data"]) == ("mine", "mine")
-        assert set(result["test"]) == {"bias"}
-        assert set(result["schedule"][0]["lr"]) == ({"all"} if tuner == "grid" else {"root"})
-        assert asdict(Result(**result)) == result

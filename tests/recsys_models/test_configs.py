@@ -49,6 +49,15 @@ def test_every_file_survives_fast_dev_run(file, compose_train, rating_files):
     train.run(compose_train(choice, "trainer.fast_dev_run=true", *needed_by(file, rating_files)))
 
 
+@pytest.mark.parametrize("model", sorted(f.stem for f in CONF.glob("experiment/filmtrust/*.yaml")))
+def test_every_preset_for_filmtrust_trains(model, compose_train, rating_files):
+    data = f"data.path={rating_files['filmtrust']}"
+    cfg = compose_train(f"experiment=filmtrust/{model}", data, "trainer.fast_dev_run=true")
+    train.run(cfg)
+    assert model == cfg.model._target_.rpartition(".")[2].lower()
+    assert cfg.callbacks.early_stopping.patience == 30
+
+
 @pytest.mark.parametrize("file", [f for f in FILES if f.parent.name == "optimizer"], ids=str)
 def test_every_optimizer_reaches_the_model(file, compose_train):
     cfg = compose_train(f"optimizer={file.stem}", "optimizer.lr=0.25", "optimizer.weight_decay=0.5")

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from recsys_models import train
-from recsys_models.costs import best_so_far
+from recsys_models.costs import Row, best_so_far
 from recsys_models.data import RecsysDataModule
 from recsys_models.experiment import Experiment
 from recsys_models.tuning import (
@@ -47,7 +47,7 @@ class Landscape:
             if watch is not None and watch(epoch, values[-1]):
                 break
         self.trained.append((setting, len(values)))
-        rows = [(k + 1, k + 1, 1.0, value) for k, value in enumerate(values)]
+        rows = [Row(k + 1, k + 1, 1.0, value, 0.5) for k, value in enumerate(values)]
         return Outcome(setting, max(values), len(values), len(values), 1.0, "", curve=rows)
 
     def fit_leg(self, setting, start, end_epoch, weights):
@@ -172,7 +172,8 @@ def test_smaller_may_be_better():
     low, high = (Outcome(SPACE.own, value, 1, 1, 1.0, "") for value in (0.1, 0.9))
     assert choose([high, low], "min") is low
     assert choose([low, high, replace(low, val=None)], "max") is high
-    assert [row[3] for row in best_so_far([[(1, 1, 1.0, 3.0), (2, 2, 2.0, 4.0)]], "min")] == [3, 3]
+    rising = [Row(1, 1, 1.0, 3.0), Row(2, 2, 2.0, 4.0)]
+    assert [row.value for row in best_so_far([rising], "min")] == [3, 3]
 
 
 # --- whole runs -----------------------------------------------------------------------------------
@@ -213,11 +214,14 @@ def test_costs_of_all_points_add_up(tuner, compose_train, tmp_path):
     assert result["train_steps"] + result["probe_steps"] == sum(p["steps"] for p in points)
     assert result["evaluations"] == sum(p["evaluations"] for p in points) == 8
     assert result["train_seconds"] == pytest.approx(sum(p["seconds"] for p in points))
+    cpu = result["train_cpu_seconds"]
+    assert cpu == pytest.approx(sum(p["cpu_seconds"] for p in points))
     assert best == pytest.approx(max(p["val"] for p in points), abs=1e-6)
     assert result["train_steps"] == 5 * result["epochs"]
     assert result["epochs"] == len(result["schedule"])
-    steps, passes, seconds, values = zip(*result["curve"], strict=True)
-    for column in (steps, passes, seconds, values):
+    steps, passes, seconds, values, cpu_seconds = zip(*result["curve"], strict=True)
+    assert 0 < cpu_seconds[-1] <= cpu
+    for column in (steps, passes, seconds, values, cpu_seconds):
         assert list(column) == sorted(column)
     assert (steps[-1], passes[-1]) == (sum(p["steps"] for p in points), 8)
     assert values[-1] == pytest.approx(best, abs=1e-6)

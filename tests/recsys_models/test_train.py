@@ -76,6 +76,7 @@ def test_result_holds_the_whole_run(compose_train, tmp_path):
     assert result["train_steps"] == 3 * math.ceil(630 / 64)
     assert result["probe_steps"] == 0
     assert 0 < result["train_seconds"] < result["seconds"]
+    assert 0 < result["train_cpu_seconds"] < 1.5 * result["train_seconds"]
     assert result["versions"]["torch"] == str(torch.__version__)
 
 

@@ -156,6 +156,35 @@ def test_weight_decay_of_a_layer_changes_the_step_of_this_layer_only(build, data
         assert changed <= set(names)
 
 
+class Both(torch.nn.Module):
+    """Loss and scores of a model, as the forward pass that `functional_call` wants."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+
+    def forward(self, batch, users):
+        return self.model.training_loss(batch), self.model.score_users(users)
+
+
+def test_loss_and_scores_are_functions_of_the_weights_alone(build, data):
+    batch, users = next(iter(data.train_dataloader())), torch.tensor([3, 0, 3])
+    models = [Both(build(NUM_USERS, NUM_ITEMS)).eval() for _ in range(3)]
+    for both in models:
+        if hasattr(both.model, "set_interactions"):
+            both.model.set_interactions(data.train)
+    weights, _ = torch.func.stack_module_state(models)
+
+    def of(weights):
+        return torch.func.functional_call(models[0], weights, (batch, users))
+
+    with torch.no_grad():
+        together = torch.vmap(of)(weights)
+        alone = [both(batch, users) for both in models]
+    for ours, each in zip(together, zip(*alone, strict=True), strict=True):
+        torch.testing.assert_close(ours, torch.stack(each), rtol=0, atol=1e-5)
+
+
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
 def test_trains_and_ranks_at_precision(build, data, precision):
     trainer, model = fit(build, data, precision=precision, max_epochs=1)

@@ -158,6 +158,14 @@ def test_a_gradient_scaler_is_refused():
         fit(sgd(RowSparseSGD), plugins=[MixedPrecision("16-mixed", "cpu", scaler=scaler)])
 
 
+def test_a_compiled_loss_is_refused(compose_train):
+    cfg = compose_train(
+        "optimizer=row_sparse_sgd", "+model.compile=true", "trainer.accelerator=cpu"
+    )
+    with pytest.raises(MisconfigurationException, match="a compiled loss. Use compile=False"):
+        train.run(cfg)
+
+
 def test_several_processes_are_refused(tmp_path):
     options = ("trainer=ddp", "trainer.accelerator=cpu", "optimizer=row_sparse_sgd")
     done = subprocess.run(

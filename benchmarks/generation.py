@@ -1,0 +1,225 @@
+"""What a generation and an epoch of members cost, beside a plain loop over the candidates.
+
+Run from the root of the checkout; ratings are generated where no files are given::
+
+    python benchmarks/generation.py [filmtrust=ratings.txt] [ml_1m=ratings.dat]
+
+Each way has a process of its own; they take turns, three rounds, and the medians are compared.
+With 10 candidates, each trained for 10 steps and validated on all users:
+
+- ``plain``: for each candidate the weights and the optimizer are loaded, one parameter group per
+  layer is written, 10 batches are indexed and trained on, and all users ranked; two threads.
+- ``literal``: a Trainer and a DataLoader for each candidate; two threads.
+- ``loops``, ``direct``, ``workers``: the callback in a Trainer, with Lightning's loops, with direct
+  steps, and with two worker processes, which is its default with two threads.
+
+``epoch`` compares one of the Trainer's own epochs, validation included, with an epoch of five
+members (``carry="population"``). Writes benchmarks/results/generation.json.
+"""
+
+import copy
+import json
+import logging
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import time
+import warnings
+from functools import partial
+from pathlib import Path
+
+import lightning as L
+import torch
+
+from deopt_lightning import DEOptCallback
+from recsys_models.data import RecsysDataModule
+from recsys_models.metrics import evaluate
+from recsys_models.models import BPRMF, LRML, NeuMF
+
+RESULTS = Path(__file__).parent / "results"
+MODELS = {"bpr_mf": BPRMF, "neumf": NeuMF, "lrml": LRML}
+CASES = [
+    ("filmtrust", "bpr_mf"),
+    ("ml_1m", "bpr_mf"),
+    ("filmtrust", "neumf"),
+    ("filmtrust", "lrml"),
+]
+SHAPES = {"filmtrust": (1_508, 2_071, 35_494), "ml_1m": (6_040, 3_706, 1_000_209)}
+CANDIDATES, STEPS, MEMBERS, ROUNDS = 10, 10, 5, 3
+GENERATION_WAYS = ("plain", "literal", "loops", "direct", "workers")
+EPOCH_WAYS = ("own epoch", "members, in turn", "members, workers")
+CALLBACK = {
+    "loops": {"direct_steps": False, "workers": 0},
+    "direct": {"workers": 0},
+    "workers": {"workers": 2},
+    "members, in turn": {"workers": 0},
+    "members, workers": {"workers": 2},
+}
+
+
+def main() -> None:
+    if sys.argv[1:2] == ["--measure"]:
+        print(json.dumps(measure(*sys.argv[2:5], path=sys.argv[5] or None)))
+        return
+    paths = dict(argument.split("=", 1) for argument in sys.argv[1:])
+    rows: dict[str, dict[str, float]] = {}
+    for data, model in CASES:
+        ways = GENERATION_WAYS + (EPOCH_WAYS if model == "bpr_mf" else ())
+        taken: dict[str, list[float]] = {way: [] for way in ways}
+        for _ in range(ROUNDS):
+            for way in ways:
+                taken[way].append(in_process(data, model, way, paths.get(data, "")))
+        rows[f"{data} {model}"] = report(data, model, taken)
+    RESULTS.mkdir(exist_ok=True)
+    facts = {
+        "torch": torch.__version__,
+        "lightning": L.__version__,
+        "python": platform.python_version(),
+        "cores": os.cpu_count(),
+        "load": os.getloadavg(),
+        "real_data": sorted(paths),
+        "seconds": rows,
+    }
+    (RESULTS / "generation.json").write_text(json.dumps(facts, indent=2) + "\n")
+
+
+def in_process(data: str, model: str, way: str, path: str) -> float:
+    command = [sys.executable, __file__, "--measure", data, model, way, path]
+    environment = {**os.environ, "OMP_NUM_THREADS": "2"}
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=environment)
+    return float(json.loads(done.stdout.splitlines()[-1]))
+
+
+def report(data: str, model: str, taken: dict[str, list[float]]) -> dict[str, float]:
+    median = {way: statistics.median(seconds) for way, seconds in taken.items()}
+    for base, ways in (("plain", GENERATION_WAYS), ("own epoch", EPOCH_WAYS)):
+        for way in ways:
+            if way in median:
+                ratio = median[base] / median[way]
+                print(f"{data:10} {model:7} {way:18} {1e3 * median[way]:10.1f} ms {ratio:6.2f}x")
+    sys.stdout.flush()
+    return median
+
+
+def measure(data: str, model: str, way: str, path: str | None) -> float:
+    """Seconds of a generation, or of an epoch."""
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore")
+    L.seed_everything(0, verbose=False)
+    module_data = make_data(data, model, path)
+    sizes = module_data.num_users, module_data.num_items
+    module = MODELS[model](*sizes, optimizer=partial(torch.optim.Adam, lr=1e-3))
+    if way == "plain":
+        return plain(module, module_data)
+    if way == "literal":
+        return literal(module, module_data)
+    return in_trainer(module, module_data, way)
+
+
+def make_data(data: str, model: str, path: str | None) -> RecsysDataModule:
+    users, items, pairs = SHAPES[data]
+    sizes = {"num_users": users, "num_items": items, "num_interactions": pairs}
+    source = {"dataset": data, "path": path} if path else {"synthetic": sizes}
+    made = RecsysDataModule(
+        **source,
+        batch_size=2048 if data == "ml_1m" else 1024,
+        num_negatives=4 if model == "neumf" else 1,
+    )
+    made.setup()
+    return made
+
+
+def plain(module: L.LightningModule, data: RecsysDataModule) -> float:
+    """Candidate after candidate, by hand, with the optimizer's default implementation."""
+    names = module.layer_groups()
+    parameters = dict(module.named_parameters())
+    groups = [{"params": [parameters[name] for name in layer]} for layer in names.values()]
+    optimizer = torch.optim.Adam(groups, lr=1e-3)
+    loader, validation = data.train_dataloader(), data.val_dataloader()
+    batches = [batch for batch, _ in zip(loader, range(STEPS), strict=False)]
+    train_by_hand(module, optimizer, batches)
+    weights, state = copy.deepcopy(module.state_dict()), copy.deepcopy(optimizer.state_dict())
+    seconds = []
+    for _ in range(3):
+        began = time.perf_counter()
+        for candidate in range(CANDIDATES):
+            module.load_state_dict(weights)
+            optimizer.load_state_dict(copy.deepcopy(state))
+            for group in optimizer.param_groups:
+                group["lr"], group["weight_decay"] = 1e-3 * (candidate + 1), 1e-6
+            train_by_hand(module, optimizer, batches)
+            module.eval()
+            evaluate(module.score_users, validation)
+            module.train()
+        seconds.append(time.perf_counter() - began)
+    return statistics.median(seconds)
+
+
+def train_by_hand(module, optimizer, batches) -> None:
+    for batch in batches:
+        optimizer.zero_grad()
+        module.training_loss(batch).backward()
+        optimizer.step()
+
+
+def literal(module: L.LightningModule, data: RecsysDataModule) -> float:
+    """A Trainer for each candidate."""
+    seconds = []
+    for candidate in range(4):
+        began = time.perf_counter()
+        trained = copy.deepcopy(module)
+        trained._make_optimizer = partial(torch.optim.Adam, lr=1e-3 * (candidate + 1))
+        trainer = quiet_trainer(max_steps=STEPS)
+        trainer.fit(trained, data.train_dataloader(), data.val_dataloader())
+        trainer.validate(trained, data.val_dataloader(), verbose=False)
+        seconds.append(time.perf_counter() - began)
+    return CANDIDATES * statistics.median(seconds)
+
+
+class Clock(L.Callback):
+    """Seconds of each epoch."""
+
+    def __init__(self) -> None:
+        self.times: list[float] = []
+
+    def on_train_epoch_start(self, *_) -> None:
+        """Note the time."""
+        self.times.append(time.perf_counter())
+
+    def on_train_end(self, *_) -> None:
+        """Note the time."""
+        self.times.append(time.perf_counter())
+
+
+def in_trainer(module: L.LightningModule, data: RecsysDataModule, way: str) -> float:
+    clock, callbacks = Clock(), []
+    if way in GENERATION_WAYS:
+        options = {"carry": "weights", "population_size": CANDIDATES, "probe_steps": STEPS}
+        callbacks = [DEOptCallback("val/ndcg@10", "max", **options, **CALLBACK[way])]
+    elif way in CALLBACK:
+        options = {"carry": "population", "population_size": MEMBERS}
+        callbacks = [DEOptCallback("val/ndcg@10", "max", **options, **CALLBACK[way])]
+    quiet_trainer(max_epochs=5, callbacks=[*callbacks, clock]).fit(module, datamodule=data)
+    if way in GENERATION_WAYS:
+        rows = callbacks[0].history[1:]  # the first checks which steps may be taken
+        return statistics.median(CANDIDATES * r["seconds"] / r["evaluations"] for r in rows)
+    spans = [end - begin for begin, end in zip(clock.times[1:], clock.times[2:], strict=False)]
+    return statistics.median(spans)
+
+
+def quiet_trainer(**options) -> L.Trainer:
+    return L.Trainer(
+        accelerator="cpu",
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+        **options,
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,189 @@
+"""What the callback costs a run: outside generations, in a probe's steps, in snapshots, in memory.
+
+Run from the root of the checkout::
+
+    OMP_NUM_THREADS=1 python benchmarks/guest.py
+
+Writes benchmarks/results/guest_<threads>t.json. All times are CPU time of the process, and what is
+compared takes turns, so that other load on the machine matters less. Memory is measured in
+processes of their own.
+"""
+
+import gc
+import json
+import multiprocessing
+import os
+import platform
+import resource
+import statistics
+import time
+import warnings
+from pathlib import Path
+
+import lightning as L
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from deopt_lightning import DEOptCallback
+from deopt_lightning.snapshot import Snapshot
+
+ROUNDS, BATCHES, BATCH_SIZE = 15, 100, 256
+RESULTS = Path(__file__).parent / "results"
+
+
+class Perceptron(L.LightningModule):
+    """Six layers; notes when each training step begins, and whether in a probe."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        layers = [layer for _ in range(6) for layer in (nn.Linear(width, width), nn.ReLU())]
+        self.net = nn.Sequential(*layers)
+        object.__setattr__(self, "began", Began())
+
+    def training_step(self, batch, batch_idx):  # noqa: D102
+        loop = type(self.trainer.fit_loop.epoch_loop).__name__
+        self.began.steps.append((loop, batch_idx, time.process_time()))
+        loss = self.net(batch[0]).square().mean()
+        self.log("train_loss", loss)
+        return loss
+
+    def validation_step(self, batch, batch_idx):  # noqa: D102
+        self.log("val_loss", self.net(batch[0]).square().mean())
+
+    def configure_optimizers(self):  # noqa: D102
+        return torch.optim.Adam(self.parameters(), lr=1e-3)
+
+
+class Began:
+    """No plain value, so a snapshot leaves it alone."""
+
+    def __init__(self) -> None:
+        self.steps = []
+
+
+def train(width, callbacks, epochs=1, batches=BATCHES, batch_size=BATCH_SIZE):
+    L.seed_everything(0, verbose=False)
+    model = Perceptron(width)
+    trainer = L.Trainer(
+        max_epochs=epochs,
+        accelerator="cpu",
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+        callbacks=callbacks,
+    )
+    data = TensorDataset(torch.randn(batches * batch_size, width))
+    validation = TensorDataset(torch.randn(batch_size, width))
+    loaders = (DataLoader(d, batch_size=batch_size) for d in (data, validation))
+    trainer.fit(model, *loaders)
+    return model.began.steps
+
+
+def periods(steps, loop):
+    """CPU seconds from the beginning of one step to the next one's, in loops of a kind."""
+    pairs = zip(steps, steps[1:], strict=False)
+    return [b[2] - a[2] for a, b in pairs if a[0] == b[0] == loop and b[1] == a[1] + 1]
+
+
+def outside_generations(width):
+    """Epoch with the callback at rest over the plain epoch: median of the rounds' ratios."""
+    ratios = []
+    for _ in range(ROUNDS):
+        plain = sum(periods(train(width, []), "_TrainingEpochLoop"))
+        resting = DEOptCallback("val_loss", warmup_epochs=10)
+        ratios.append(sum(periods(train(width, [resting]), "_TrainingEpochLoop")) / plain)
+    return summary(ratios)
+
+
+def probe_step(width):
+    """A probe's step over the Trainer's step, of the same run."""
+    ratios = []
+    for _ in range(ROUNDS):
+        search = DEOptCallback("val_loss", population_size=4, probe_steps=30)
+        steps = train(width, [search], batches=60)
+        own, probes = (
+            statistics.median(periods(steps, loop))
+            for loop in ("_TrainingEpochLoop", "ProbeEpochLoop")
+        )
+        ratios.append(probes / own)
+    return summary(ratios)
+
+
+def snapshot(width):
+    """Taking and restoring a snapshot over one foreach copy of the same tensors."""
+    model = Perceptron(width)
+    optimizer = model.configure_optimizers()
+    model.net(torch.randn(8, width)).sum().backward()
+    optimizer.step()
+    moments = [t for state in optimizer.state.values() for t in state.values()]
+    tensors = [*(p.detach() for p in model.parameters()), *moments]
+    copies = [tensor.clone() for tensor in tensors]
+    ratios = []
+    for _ in range(3 * ROUNDS):
+        started = time.process_time()
+        torch._foreach_copy_(copies, tensors)
+        copied = time.process_time()
+        Snapshot.take(model, [optimizer]).restore()
+        ratios.append((time.process_time() - copied) / (copied - started))
+    return summary(ratios)
+
+
+def peak_memory(width):
+    """Peak over the plain run's, in copies of model and optimizer state."""
+    copy = 3 * 4 * sum(p.numel() for p in Perceptron(width).parameters())
+    plain = peak_of(width, None)
+    return {
+        carry: (peak_of(width, carry) - plain) / copy for carry in ("weights", "hyperparameters")
+    }
+
+
+def peak_of(width, carry):
+    context = multiprocessing.get_context("spawn")
+    receiver, sender = context.Pipe(duplex=False)
+    process = context.Process(target=measure, args=(width, carry, sender))
+    process.start()
+    peak = receiver.recv()
+    process.join()
+    return peak
+
+
+def measure(width, carry, sender) -> None:
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", 1)))
+    callbacks = (
+        [DEOptCallback("val_loss", carry=carry, population_size=4, probe_steps=2)] if carry else []
+    )
+    gc.collect()
+    train(width, callbacks, epochs=2, batches=4, batch_size=8)
+    sender.send(1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+
+
+def summary(ratios):
+    low, median, high = statistics.quantiles(ratios, n=4)
+    return {"median": median, "quartiles": [low, high]}
+
+
+def main() -> None:
+    warnings.filterwarnings("ignore")
+    result = {
+        "threads": torch.get_num_threads(),
+        "load_average": os.getloadavg()[0],
+        "torch": str(torch.__version__),
+        "lightning": L.__version__,
+        "python": platform.python_version(),
+        "rounds": ROUNDS,
+        "epoch_outside_generations": {str(w): outside_generations(w) for w in (64, 512)},
+        "probe_step": {str(w): probe_step(w) for w in (64, 512)},
+        "snapshot_and_restore_over_a_copy": {str(w): snapshot(w) for w in (512, 2048)},
+        "peak_memory_in_copies": peak_memory(2048),
+    }
+    RESULTS.mkdir(exist_ok=True)
+    file = RESULTS / f"guest_{result['threads']}t.json"
+    file.write_text(json.dumps(result, indent=2) + "\n")
+    print(json.dumps(result, indent=2))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,75 @@
+"""How an epoch of the Trainer began, for those that are to train it once more."""
+
+from __future__ import annotations
+
+from copy import copy, deepcopy
+from dataclasses import dataclass
+from typing import Any
+
+import lightning.pytorch as pl
+
+from deopt_lightning.param_groups import set_option
+from deopt_lightning.random_state import RandomState
+from deopt_lightning.rank_exchange import gather_ranks
+from deopt_lightning.snapshot import SCHEDULED_OPTIONS
+from deopt_lightning.trainer_seam import loader_generators, step_counts
+
+
+@dataclass(frozen=True)
+class EpochStart:
+    """What the other members need in order to train the epoch that the Trainer has trained.
+
+    Attributes:
+        random: The random generators, so that they draw the same batches.
+        progress: Counts of optimizer steps.
+        options: What LR schedulers had written into each parameter group.
+        schedulers: States of the LR schedulers.
+    """
+
+    random: RandomState
+    progress: list[dict[str, Any]]
+    options: list[dict[str, Any]]
+    schedulers: list[dict[str, Any]]
+
+    @classmethod
+    def take(cls, trainer: pl.Trainer, rng: dict[str, Any]) -> EpochStart:
+        """Notes how the epoch begins.
+
+        Args:
+            trainer: A Trainer in `on_train_epoch_start`.
+            rng: State of the global random generators from which the epoch's order is drawn.
+        """
+        options = [
+            {key: copy(group[key]) for key in SCHEDULED_OPTIONS if key in group}
+            for group in _groups(trainer)
+        ]
+        random = RandomState.take(loader_generators(trainer), rng)
+        states = [deepcopy(scheduler.state_dict()) for scheduler in _schedulers(trainer)]
+        return cls(random, step_counts(trainer), options, states)
+
+    def write_schedule(self, trainer: pl.Trainer) -> None:
+        """Puts schedulers, and what they had written, where they were as the epoch began."""
+        for group, options in zip(_groups(trainer), self.options, strict=True):
+            for key, value in options.items():
+                set_option(group, key, value)
+        for scheduler, state in zip(_schedulers(trainer), self.schedulers, strict=True):
+            scheduler.load_state_dict(deepcopy(state))
+
+    def to_plain(self) -> list[Any]:
+        """All ranks' random states and the rest, for a checkpoint; every process must call it."""
+        return [gather_ranks(self.random.rng), self.progress, self.options, self.schedulers]
+
+    @classmethod
+    def from_plain(cls, plain: list[Any], trainer: pl.Trainer) -> EpochStart:
+        """What `to_plain` returned, with this rank's random state where there is one."""
+        random, *others = plain
+        rng = random[trainer.global_rank] if len(random) == trainer.world_size else random[0]
+        return cls(RandomState.take(loader_generators(trainer), rng), *others)
+
+
+def _groups(trainer: pl.Trainer) -> list[dict[str, Any]]:
+    return [group for optimizer in trainer.optimizers for group in optimizer.param_groups]
+
+
+def _schedulers(trainer: pl.Trainer) -> list[Any]:
+    return [config.scheduler for config in trainer.lr_scheduler_configs]

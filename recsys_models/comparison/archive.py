@@ -1,0 +1,119 @@
+"""Runs of a comparison in two small files, kept beside its page, which can be made from them again.
+
+``runs.json`` has one line for each run: its command line and its result. What no page shows is
+shortened: of lr and weight decay four digits and the epochs in which they change, of a curve where
+it rises. ``per_user.npz`` has the metric that is tested user by user, in ten-thousandths, which is
+as finely as the test takes it.
+"""
+
+import json
+from collections.abc import Iterable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from recsys_models.comparison.cells import Cell
+from recsys_models.comparison.frame import Frame
+from recsys_models.comparison.results import PER_USER_STEP, Results
+from recsys_models.costs import corners
+from recsys_models.report import Result, from_json, write_json
+
+RUNS, PER_USER = "runs.json", "per_user.npz"
+DIGITS = 4
+
+
+def is_archive(folder: Path) -> bool:
+    """Whether a folder holds runs in this form."""
+    return (folder / RUNS).is_file()
+
+
+def write_archive(folder: Path, frame: Frame, results: Results) -> None:
+    """Write the two files."""
+    folder.mkdir(parents=True, exist_ok=True)
+    lines = [json.dumps(_plain_cell(cell, results.of.get(cell))) for cell in results.cells]
+    head = json.dumps(asdict(frame))
+    text = f'{{"frame": {head},\n"runs": [\n' + ",\n".join(lines) + "\n]}\n"
+    (folder / RUNS).write_text(text)
+    np.savez_compressed(folder / PER_USER, **_per_user(results))  # type: ignore[arg-type]
+
+
+def read_archive(folder: Path, scratch: Path) -> tuple[Frame, list[Cell]]:
+    """Read what `write_archive` has written.
+
+    Args:
+        folder: of the two files.
+        scratch: an empty folder, which gets a folder for every run as if it had just been made.
+
+    Returns:
+        The frame, and all cells, also those without a result.
+    """
+    kept = json.loads((folder / RUNS).read_text())
+    frame = Frame(**kept["frame"])
+    with np.load(folder / PER_USER) as arrays:
+        users = {name: arrays[name] for name in arrays.files}
+    cells = []
+    for plain in kept["runs"]:
+        cell = _cell_of(plain, scratch)
+        cell.folder.mkdir(parents=True)
+        (cell.folder / "cell.json").write_text(json.dumps(list(cell.overrides)))
+        if "said" in plain:
+            (cell.folder / "log.txt").write_text(plain["said"])
+        if plain["result"] is not None:
+            write_json(from_json(plain["result"]), cell.folder / "result.json")
+        if (name := _name(cell)) in users:
+            values = users[name] * PER_USER_STEP
+            np.savez(cell.folder / "per_user.npz", **{users["metric"].item(): values})
+        cells.append(cell)
+    return frame, cells
+
+
+def _plain_cell(cell: Cell, result: Result | None) -> dict[str, Any]:
+    identity = {name: getattr(cell, name) for name in ("data", "model", "tuner", "seed")}
+    kept: dict[str, Any] = {**identity, "overrides": list(cell.overrides), "result": None}
+    if result is None:
+        return kept | ({"said": cell.last_words()} if cell.has_begun else {})
+    plain = asdict(result)
+    plain["curve"] = corners(result.curve)
+    plain["schedule"] = _rounded(_changes(plain["schedule"]))
+    plain["points"] = _rounded(plain["points"])
+    return kept | {"result": plain}
+
+
+def _cell_of(plain: dict[str, Any], scratch: Path) -> Cell:
+    data, model, tuner, seed = (plain[name] for name in ("data", "model", "tuner", "seed"))
+    folder = scratch / data / model / tuner / f"seed{seed}"
+    return Cell(data, model, tuner, seed, tuple(plain["overrides"]), folder)
+
+
+def _changes(schedule: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The epochs that train with other values than the one before."""
+    kept: list[dict[str, Any]] = []
+    for row in schedule:
+        if not kept or {**row, "epoch": 0} != {**kept[-1], "epoch": 0}:
+            kept.append(row)
+    return kept
+
+
+def _rounded(plain: Any) -> Any:
+    if isinstance(plain, float):
+        return float(f"{plain:.{DIGITS}g}")
+    if isinstance(plain, dict):
+        return {key: _rounded(value) for key, value in plain.items()}
+    if isinstance(plain, list | tuple):
+        return [_rounded(value) for value in plain]
+    return plain
+
+
+def _per_user(results: Results) -> dict[str, NDArray[Any]]:
+    metric = results.user_metric
+    of = {_name(cell): cell.per_user(metric) for cell in results.of}
+    known = {name: values for name, values in of.items() if values is not None}
+    steps = {name: np.rint(v / PER_USER_STEP).astype(np.int16) for name, v in known.items()}
+    return {"metric": np.array(metric), **steps}
+
+
+def _name(cell: Cell) -> str:
+    return f"{cell.data}/{cell.model}/{cell.tuner}/{cell.seed}"
