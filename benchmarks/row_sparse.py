@@ -6,7 +6,9 @@ Run from the root of the checkout, with as many threads as wanted::
 
 Data are generated, of the shapes of ML-1M and EachMovie. A step is the loss, its gradient and the
 update; all ways take turns on the same batches, round by round, so that other load on the machine
-meets all of them alike. Writes benchmarks/results/row_sparse_<threads>t.json.
+meets all of them alike. Figures are first deciles over all steps: such load only adds to a step's
+time, and mostly stays above them. Medians are in the results as well, which are written to
+benchmarks/results/row_sparse_<threads>t.json.
 
 - ``plain`` is an optimizer of torch with its default settings, ``dense`` the same with
   ``fused=True``, ``rows`` ours.
@@ -55,14 +57,13 @@ class Stepper:
         self.model = BPRMF(users, items, dim=WIDTH, optimizer=optimizer)
         self.optimizer = self.model.configure_optimizers()
 
-    def steps(self, batches) -> float:
-        """Seconds per step."""
+    def step(self, batch) -> float:
+        """Seconds of a step."""
         started = time.perf_counter()
-        for batch in batches:
-            self.optimizer.zero_grad()
-            self.model.training_loss(batch).backward()
-            self.optimizer.step()
-        return (time.perf_counter() - started) / len(batches)
+        self.optimizer.zero_grad()
+        self.model.training_loss(batch).backward()
+        self.optimizer.step()
+        return time.perf_counter() - started
 
     def flush(self) -> float:
         """Seconds to bring all rows up to date."""
@@ -82,9 +83,10 @@ def main() -> None:
     }
     for number in range(WARM_UP + ROUNDS):
         for key, stepper in steppers.items():
-            step, flush = stepper.steps(batches[key[0]]), stepper.flush()
+            times = [stepper.step(batch) for batch in batches[key[0]]]
+            flush = stepper.flush()
             if number >= WARM_UP:
-                seconds.setdefault(key, []).append(step)
+                seconds.setdefault(key, []).extend(times)
                 flushes.setdefault(key, []).append(flush)
     report(seconds, flushes)
 
@@ -105,8 +107,13 @@ def draw_batches(users: int, items: int, pairs: int) -> list:
     return list(islice(data.train_dataloader(), STEPS))
 
 
+def first_decile(times: list[float]) -> float:
+    """In microseconds."""
+    return 1e6 * statistics.quantiles(times, n=10)[0]
+
+
 def report(seconds, flushes) -> None:
-    micro = {key: 1e6 * statistics.median(times) for key, times in seconds.items()}
+    micro = {key: first_decile(times) for key, times in seconds.items()}
     threads = torch.get_num_threads()
     rows = []
     print(f"microseconds per step, {threads} threads, load {os.getloadavg()[0]:.1f}")
@@ -114,26 +121,29 @@ def report(seconds, flushes) -> None:
     for shape in SHAPES:
         for name in OPTIMIZERS:
             plain, dense, ours = (micro[shape, name, way] for way in ("plain", "dense", "rows"))
-            flush = 1e6 * statistics.median(flushes[shape, name, "rows"])
+            flush, gain = first_decile(flushes[shape, name, "rows"]), dense / ours
             row = {"shape": shape, "optimizer": name, "plain_us": plain, "dense_us": dense}
             row |= {"rows_us": ours, "flush_us": flush}
-            row |= {"plain_over_rows": plain / ours, "dense_over_rows": dense / ours}
-            row["quartiles_us"] = {
-                way: [1e6 * q for q in statistics.quantiles(seconds[shape, name, way], n=4)[::2]]
-                for way in ("plain", "dense", "rows")
+            row |= {"plain_over_rows": plain / ours, "dense_over_rows": gain}
+            row["medians_us"] = {
+                way: 1e6 * statistics.median(seconds[shape, name, way]) for way in ways(name)
             }
             rows.append(row)
-            label, gain = f"{shape} {name}", dense / ours
+            label = f"{shape} {name}"
             print(f"{label:20} {plain:7.0f} {dense:7.0f} {ours:7.0f} {gain:9.1f}x {flush:7.0f}")
     growth = {
         name: {way: micro["eachmovie", name, way] / micro["ml_1m", name, way] for way in ways(name)}
         for name in OPTIMIZERS
     }
     for name, by_way in growth.items():
+        by_way["rows_over_plain_ml_1m"] = (
+            micro["eachmovie", name, "rows"] / micro["ml_1m", name, "plain"]
+        )
         verdict = "within" if by_way["rows"] <= GROWTH_TARGET else "above"
         print(
             f"{name}: EachMovie's step is {by_way['rows']:.2f}x ML-1M's, {verdict} "
-            f"{GROWTH_TARGET}x (plain {by_way['plain']:.1f}x, dense {by_way['dense']:.1f}x)"
+            f"{GROWTH_TARGET}x (plain {by_way['plain']:.1f}x, dense {by_way['dense']:.1f}x), "
+            f"and {by_way['rows_over_plain_ml_1m']:.2f}x ML-1M's plain step"
         )
     result = {
         "width": WIDTH,

@@ -117,19 +117,21 @@ class RecommenderModule(L.LightningModule):
         return super().train(mode)
 
     def on_fit_start(self) -> None:
-        """Refuse what looks for the gradients of rows in vain."""
+        """Refuse what would look for the gradients of rows in vain."""
         if self._row_optimizer is None:
             return
+        processes = self.trainer.world_size
         scaler = getattr(self.trainer.precision_plugin, "scaler", None)
-        for found, way_out in (
-            (f"{self.trainer.world_size} processes", self.trainer.world_size > 1 and "devices=1"),
-            ("a gradient scaler", scaler is not None and "precision='bf16-mixed'"),
+        for wrong, found, way_out in (
+            (processes > 1, f"{processes} processes", "devices=1"),
+            (scaler is not None, "a gradient scaler", "precision='bf16-mixed'"),
+            ("training_loss" in vars(self), "a compiled loss", "compile=False"),
         ):
-            if way_out:
+            if wrong:
                 raise MisconfigurationException(
                     f"{type(self._row_optimizer).__name__} keeps gradients of rows to itself, so "
-                    f"nothing else can add up or scale them; got {found}. Use {way_out}, or the "
-                    "optimizer of torch.optim that it stands for."
+                    f"nothing else can add up, scale or compile them; got {found}. Use {way_out}, "
+                    "or the optimizer of torch.optim that it stands for."
                 )
 
     def on_train_end(self) -> None:

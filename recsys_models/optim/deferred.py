@@ -35,7 +35,7 @@ def is_full(state: State) -> bool:
 
 
 def caught_up(
-    state: State, weights: Tensor, momentum: Tensor, ids: Tensor | None = None
+    state: State, weights: Tensor, momentum: Tensor, rows: Tensor | slice
 ) -> list[Tensor]:
     """Weights and momentum of rows with all deferred steps done.
 
@@ -43,10 +43,9 @@ def caught_up(
         state: the table's state, with something deferred.
         weights: as they were last written, shape (n, dim).
         momentum: likewise.
-        ids: the rows, shape (n,); None for all.
+        rows: which rows they are: ids, shape (n,), or a slice.
     """
-    after = state["written_after"]
-    after = after if ids is None else after.index_select(0, ids)
+    after = state["written_after"][rows]
     factors = state["products"].to(weights.dtype).index_select(0, after)
     ww, mw, wm, mm = factors.split(1, dim=1)
     return [(ww * weights).add_(wm * momentum), (mw * weights).add_(mm * momentum)]

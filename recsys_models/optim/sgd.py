@@ -14,6 +14,7 @@ from recsys_models.optim.row_sparse import RowSparseOptimizer, Visit, check_not_
 
 _LEAST_KEPT = 0.5  # of the weights in a step; a decay beyond that is done to all rows at once
 _LEAST_SCALE = 1e-2  # of all rows together, before it is multiplied out
+_ROWS_AT_A_TIME = 4096  # of a flush, whose temporary results then stay in the caches
 
 
 class RowSparseSGD(RowSparseOptimizer):
@@ -62,9 +63,12 @@ class RowSparseSGD(RowSparseOptimizer):
         if "scale" in state:
             table.mul_(float(state.pop("scale")))
         elif deferred.is_pending(state):
-            weights, momentum = deferred.caught_up(state, table, state["momentum_buffer"])
-            table.copy_(weights)
-            state["momentum_buffer"].copy_(momentum)
+            momentum = state["momentum_buffer"]
+            for start in range(0, len(table), _ROWS_AT_A_TIME):
+                rows = slice(start, start + _ROWS_AT_A_TIME)
+                table[rows], momentum[rows] = deferred.caught_up(
+                    state, table[rows], momentum[rows], rows
+                )
             deferred.settle(state)
 
     def step_rows(self, table: Tensor, visit: Visit, group: dict[str, Any]) -> None:
