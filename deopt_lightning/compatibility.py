@@ -132,7 +132,7 @@ def _problems(
             "different members. Carry weights or hyperparameters, or use WeightAveraging.",
         ),
         (
-            not _overrides(module, "validation_step"),
+            not overrides(module, "validation_step"),
             f"scores candidates by validation, but {type(module).__name__} has no "
             "validation_step. Add one that logs the monitor.",
         ),
@@ -164,11 +164,12 @@ def _problems(
     return [message for wrong, message in checks if wrong]
 
 
-def _overrides(module: pl.LightningModule, method: str) -> bool:
-    """Whether a module has a method of its own, whichever import name its base class has."""
-    ancestors = type(module).__mro__
-    base = next(ancestor for ancestor in ancestors if ancestor.__name__ == "LightningModule")
-    return method in vars(module) or getattr(type(module), method) is not getattr(base, method)
+def overrides(owner: object, method: str) -> bool:
+    """Whether a module or datamodule has a method of its own, whatever Lightning's import name."""
+    bases = ("LightningModule", "LightningDataModule")
+    base = next(ancestor for ancestor in type(owner).__mro__ if ancestor.__name__ in bases)
+    own = getattr(type(owner), method, None) is not getattr(base, method, None)
+    return own or method in vars(owner)
 
 
 def _class_name(value: Any, names: Sequence[str]) -> str | None:

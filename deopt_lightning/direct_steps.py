@@ -18,10 +18,10 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import Tensor
 
 from deopt_lightning.averaging import averages_of
+from deopt_lightning.compatibility import overrides
 from deopt_lightning.compiled_steps import CompiledStep
 from deopt_lightning.snapshot import Snapshot
 from deopt_lightning.trainer_seam import ProbeLoops, muted
@@ -132,7 +132,7 @@ def why_not(trainer: pl.Trainer, strategy: str = "SingleDeviceStrategy") -> str 
     if name not in ("Precision", "MixedPrecision") or scaler is not None:
         return f"precision={precision.precision!r} does more than to choose a type"
     owners = [owner for owner in (module, trainer.datamodule) if owner is not None]  # type: ignore[attr-defined]
-    found = [hook for hook in _HOOKS for owner in owners if _overrides(owner, hook)]
+    found = [hook for hook in _HOOKS for owner in owners if overrides(owner, hook)]
     if found:
         return f"{found[0]} is overridden"
     return None
@@ -160,9 +160,3 @@ def equals_loops(loops: ProbeLoops, direct: DirectSteps, start: Snapshot) -> boo
         loops.batches = batches
         start.restore()
     return all(map(torch.equal, *ends))
-
-
-def _overrides(owner: Any, hook: str) -> bool:
-    if isinstance(owner, pl.LightningDataModule):
-        return is_overridden(hook, owner, parent=pl.LightningDataModule)
-    return is_overridden(hook, owner)

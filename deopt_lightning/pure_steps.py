@@ -9,12 +9,12 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import Parameter
 from torch.optim import Optimizer
 
+from deopt_lightning.compatibility import overrides
 from deopt_lightning.trainer_seam import step_hooks
 from deopt_lightning.update_rules import Rule, rule_of
 
@@ -90,7 +90,7 @@ def why_no_function(trainer: pl.Trainer) -> str | None:
     module, (optimizer,) = trainer.lightning_module, trainer.optimizers
     if type(trainer.precision_plugin).__name__ != "Precision":
         return f"precision={trainer.precision!r} chooses types step by step"
-    if trainer.gradient_clip_val or is_overridden("configure_gradient_clipping", module):
+    if trainer.gradient_clip_val or overrides(module, "configure_gradient_clipping"):
         return "gradients are clipped"
     if trainer.accumulate_grad_batches > 1:
         return "gradients are accumulated"

@@ -247,6 +247,9 @@ def test_trainers_of_the_other_import_name(tmp_path: Path) -> None:
         configure_optimizers = Supervised.configure_optimizers
         loss = staticmethod(nn.functional.mse_loss)
 
+        def training_loss(self, batch: Any) -> Tensor:
+            return self.loss(self.net(batch[0]), batch[-1])
+
     logger = pytorch_lightning.loggers.CSVLogger(tmp_path)
     case: Case = (Module, VECTORS, {"logger": logger})
     averages = getattr(pytorch_lightning.callbacks, "EMAWeightAveraging", None)
