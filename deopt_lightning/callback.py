@@ -72,9 +72,11 @@ class DEOptCallback(Callback):
         direct_steps: Train probes without Lightning's loops where the module has a method
             ``training_loss(batch)``, see ``direct_steps``; several times faster for small models,
             and bit for bit the same.
-        compile_steps: Let torch compile direct steps into one graph of loss, gradients and update,
-            if the rest of the run is long enough to make up for the seconds that this takes. Needs
-            SGD, Adam or AdamW, and on a CPU a C++ compiler. Results differ by rounding.
+        evaluator: ``"vectorised"`` trains candidates stacked, where direct steps allow it, with
+            results that differ by rounding; ``"sequential"`` one after the other. ``"auto"`` stacks
+            on an accelerator, if that was faster in the first generation. See ``stacked_steps``.
+        compile_steps: Let torch compile direct steps, if the rest of the run is long enough to make
+            up for the time it takes; results differ by rounding. See ``compiled_steps``.
         workers: Number of processes that share a generation's candidates out among them, each with
             one thread; 0 for none. By default one for each of torch's threads, on Linux without a
             GPU. A worker is a fork of the process: what steps write to files or attributes of
@@ -93,7 +95,6 @@ class DEOptCallback(Callback):
         schedule: One plain dict per epoch: the lr and weight decay per layer that trained it.
         probe_steps_taken: Optimizer steps taken in probes so far.
         evaluations: Validation passes made in probes so far.
-        compile_seconds: How long compiling the steps took; 0 if they are not compiled.
 
     Example::
 
@@ -121,6 +122,7 @@ class DEOptCallback(Callback):
         adopt: bool = True,
         optimizer_index: int | None = None,
         direct_steps: bool = True,
+        evaluator: Literal["auto", "sequential", "vectorised"] = "auto",
         compile_steps: bool = False,
         workers: int | None = None,
         share_over_ranks: bool = False,
@@ -144,6 +146,7 @@ class DEOptCallback(Callback):
         self.adopt = adopt
         self.optimizer_index = optimizer_index
         self.direct_steps = direct_steps
+        self.evaluator = evaluator
         self.compile_steps = compile_steps
         self.workers = workers
         self.share_over_ranks = share_over_ranks
@@ -271,7 +274,7 @@ class DEOptCallback(Callback):
             "schedule": self.schedule,
             "probe_steps_taken": self.probe_steps_taken,
             "evaluations": self.evaluations,
-            "compiled": self._maker.compiled,
+            "decisions": dict(self._maker.decisions),
             "last_epoch": self._last_epoch,
             "rng": gather_ranks(rng_state()),
         }
@@ -289,7 +292,7 @@ class DEOptCallback(Callback):
 
     @property
     def compile_seconds(self) -> float:
-        """How long compiling the steps took."""
+        """How long compiling the steps took; 0 if they were not compiled."""
         return self._maker.compile_seconds
 
     # --- the search -----------------------------------------------------------------------------
@@ -339,7 +342,7 @@ class DEOptCallback(Callback):
         self.schedule = list(state["schedule"])
         self.probe_steps_taken = state["probe_steps_taken"]
         self.evaluations = state["evaluations"]
-        self._maker.compiled = state.get("compiled")
+        self._maker.decisions.update(state.get("decisions", {}))
         self._last_epoch = state["last_epoch"]
         self._validated_step = state["validated_step"]
         if len(state["rng"]) == trainer.world_size:

@@ -27,6 +27,7 @@ def check_arguments(arguments: Mapping[str, Any]) -> None:
     check_choice("mode", arguments["mode"], ("min", "max"))
     carry = arguments["carry"]
     check_choice("carry", carry, ("hyperparameters", "weights", "population", "chain"))
+    check_choice("evaluator", arguments["evaluator"], ("auto", "sequential", "vectorised"))
     check_choice("snapshot_device", arguments["snapshot_device"], (None, "cpu"))
     if carry == "chain" and not arguments["adopt"]:
         raise ValueError(

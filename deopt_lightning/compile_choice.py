@@ -13,7 +13,14 @@ from torch import Tensor
 
 from deopt_lightning.compiled_steps import CompiledStep
 from deopt_lightning.direct_steps import DirectSteps
-from deopt_lightning.pure_steps import moved_alike, shape_of, threads, why_no_function
+from deopt_lightning.pure_steps import (
+    moved_alike,
+    seconds_of,
+    shape_of,
+    state_of,
+    threads,
+    why_no_function,
+)
 from deopt_lightning.snapshot import Snapshot
 
 # What compiling a recommender takes, and saves of a step, on one core. This decides whether it is
@@ -93,7 +100,7 @@ def _compile(steps: DirectSteps, start: Snapshot) -> Choice:
         start.restore()
     choice = Choice(step, time.perf_counter() - started)
     few = steps.batches[:_CHECKED_STEPS]
-    before = _state(trainer)
+    before = state_of(trainer)
     eager, compiled = (_train(DirectSteps(trainer, few, way), start) for way in (None, step))
     start.restore()
     if not moved_alike(before, eager, compiled):
@@ -105,28 +112,12 @@ def _train(steps: DirectSteps, start: Snapshot) -> list[Tensor]:
     """Trains from the start; returns what that leads to."""
     start.restore()
     steps()
-    return _state(steps.trainer)
-
-
-def _state(trainer: pl.Trainer) -> list[Tensor]:
-    """Copies of the weights, of the optimizer's tensors and of torch's random state."""
-    entries = [entry for state in trainer.optimizers[0].state.values() for entry in state.values()]
-    tensors = [*trainer.lightning_module.parameters(), *entries, torch.get_rng_state()]
-    return [entry.detach().clone() for entry in tensors if isinstance(entry, Tensor)]
+    return state_of(steps.trainer)
 
 
 def _seconds_each(steps: DirectSteps, start: Snapshot) -> float:
-    """The time of a step, as the best of three passes over the batches."""
-    passes = []
-    for _ in range(3):
-        start.restore()
-        started = time.perf_counter()
-        steps()
-        parameter = next(steps.trainer.lightning_module.parameters())
-        parameter.detach().flatten()[0].item()  # waits for the device
-        passes.append(time.perf_counter() - started)
-    start.restore()
-    return min(passes) / len(steps.batches)
+    """The time of a step."""
+    return seconds_of(steps, steps.trainer, start) / len(steps.batches)
 
 
 def _cannot(reason: str) -> Choice:

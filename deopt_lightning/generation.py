@@ -17,6 +17,7 @@ from deopt_lightning.averaging import averages_of
 from deopt_lightning.compile_choice import choose_steps
 from deopt_lightning.compiled_steps import CompiledStep
 from deopt_lightning.direct_steps import DirectSteps, equals_loops, why_not
+from deopt_lightning.evaluator_choice import EvaluatorName, choose_vectorised
 from deopt_lightning.evaluators.probe import Metrics, Monitor, Probe
 from deopt_lightning.progress import generation_progress
 from deopt_lightning.rank_sharing import RankSharing
@@ -56,13 +57,14 @@ class ProbeMaker:
             torch's threads, where that is possible.
         share: Whether the processes of a distributed run are to share a generation's probes.
         snapshot_device: Where snapshots keep their tensors; by default where these are.
+        evaluator: Whether candidates may be trained stacked, see ``choose_vectorised``.
         compile_steps: Whether direct steps may be compiled, see ``choose_steps``.
         passes_left: How often the rest of the run passes over a generation's batches.
 
     Attributes:
         workers: Number of processes, once that is known.
-        compiled: Whether steps are compiled; None before that is decided. A resumed run is told
-            what was decided.
+        decisions: Whether candidates are ``"vectorised"`` and steps ``"compiled"``; None before
+            that is decided. A resumed run is told what was decided.
         compile_seconds: How long compiling took.
     """
 
@@ -74,6 +76,7 @@ class ProbeMaker:
         workers: int | None,
         share: bool,
         snapshot_device: str | None,
+        evaluator: EvaluatorName,
         compile_steps: bool = False,
         passes_left: Callable[[pl.Trainer], float] = lambda trainer: float("inf"),
     ) -> None:
@@ -82,12 +85,13 @@ class ProbeMaker:
         self.sharing = RankSharing(share, direct=direct)
         self._direct = direct
         self._asked_workers = workers
+        self._evaluator: EvaluatorName = evaluator
         self._compile_steps = compile_steps
         self._passes_left = passes_left
         self._checked = False
         self._step: CompiledStep | None = None
         self.workers = 0
-        self.compiled: bool | None = None
+        self.decisions: dict[str, bool | None] = {"vectorised": None, "compiled": None}
         self.compile_seconds = 0.0
 
     @contextmanager
@@ -140,16 +144,39 @@ class ProbeMaker:
                 "does not train as training_step does, so probes take Lightning's slower loops. "
                 "Let training_step return training_loss(batch) and change nothing else."
             )
-        if self._compile_steps and self._direct:
+        self._choose(trainer, direct, start, candidates)
+
+    @property
+    def vectorised(self) -> bool:
+        """Whether candidates are trained stacked; known once there is a probe."""
+        return bool(self.decisions["vectorised"])
+
+    def _choose(
+        self, trainer: pl.Trainer, direct: DirectSteps, start: Snapshot, candidates: int
+    ) -> None:
+        """Takes the ways to train that differ by rounding, where they are wanted and faster."""
+        decisions = self.decisions
+        decisions["vectorised"] = choose_vectorised(
+            trainer,
+            direct.batches,
+            start,
+            candidates,
+            asked=self._evaluator,
+            direct=self._direct,
+            decided=decisions["vectorised"],
+        )
+        if self.vectorised:
+            self.workers = 0
+        elif self._compile_steps and self._direct:
             self._step, self.compile_seconds = choose_steps(
                 trainer,
                 direct.batches,
                 start,
                 self._passes_left(trainer) * len(direct.batches),
                 processes=self.workers,
-                decided=self.compiled,
+                decided=decisions["compiled"],
             )
-            self.compiled = self._step is not None
+            decisions["compiled"] = self._step is not None
 
 
 def take_snapshot(trainer: pl.Trainer, device: str | None = None) -> Snapshot:

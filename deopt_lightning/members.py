@@ -29,6 +29,7 @@ from deopt_lightning.layer_control import LayerControl
 from deopt_lightning.member_state import from_plain
 from deopt_lightning.rank_sharing import share_out
 from deopt_lightning.snapshot import Snapshot
+from deopt_lightning.stacked_steps import trained_together
 from deopt_lightning.steady_state import SteadyStateDE
 from deopt_lightning.workers import run_shared_out
 
@@ -196,10 +197,16 @@ class MemberSearch:
                 yield member, _Result(HeldState(snapshot, owners[member]), score)
             return
 
-        def train(index: int) -> _Result:
+        def prepare(index: int) -> None:
             self._members[members[index]].restore()
             end.random.restore()
             write(members[index])
+
+        if self._maker.vectorised:
+            probe = trained_together(probe, len(members), prepare)
+
+        def train(index: int) -> _Result:
+            prepare(index)
             score = probe.score(validate=due)
             probe.loops.end_epoch()
             return _Result(HeldState(take()), score)

@@ -13,6 +13,7 @@ from deopt_lightning import trainer_seam
 from deopt_lightning.differential_evolution import DifferentialEvolution
 from deopt_lightning.evaluators.distributed import DistributedEvaluator
 from deopt_lightning.evaluators.sequential import SequentialEvaluator, Winner
+from deopt_lightning.evaluators.vectorised import VectorisedEvaluator
 from deopt_lightning.generation import (
     FloatArray,
     Outcome,
@@ -82,9 +83,8 @@ class ProbeSearch:
                 expected = 2 * search.population_size
                 with self._maker.probing(trainer, batches, start, expected) as (probe, advance):
                     ranks = self._maker.sharing.begin(probe, batches, start, take)
-                    kind = (
-                        partial(DistributedEvaluator, ranks=ranks) if ranks else SequentialEvaluator
-                    )
+                    alone = VectorisedEvaluator if self._maker.vectorised else SequentialEvaluator
+                    kind = partial(DistributedEvaluator, ranks=ranks) if ranks else alone
                     evaluate = kind(
                         probe=probe,
                         start=start,

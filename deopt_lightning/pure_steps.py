@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,6 +16,8 @@ from torch.nn import Parameter
 from torch.optim import Optimizer
 
 from deopt_lightning.compatibility import overrides
+from deopt_lightning.random_state import torch_rng_state
+from deopt_lightning.snapshot import Snapshot
 from deopt_lightning.trainer_seam import step_hooks
 from deopt_lightning.update_rules import Rule, rule_of
 
@@ -146,3 +149,26 @@ def moved_alike(before: Sequence[Tensor], one: Sequence[Tensor], other: Sequence
         if not apart <= 1e-3 * moved + 1e-6 * start.norm():
             return False
     return True
+
+
+def state_of(trainer: pl.Trainer) -> list[Tensor]:
+    """Copies of all that steps change: weights, buffers, optimizer state, torch's random state."""
+    module, (optimizer,) = trainer.lightning_module, trainer.optimizers
+    entries = [entry for state in optimizer.state.values() for entry in state.values()]
+    random = torch_rng_state(trainer.strategy.root_device)
+    tensors = [*module.parameters(), *module.buffers(), *entries, *random]
+    return [tensor.detach().clone() for tensor in tensors if isinstance(tensor, Tensor)]
+
+
+def seconds_of(train: Callable[[], None], trainer: pl.Trainer, start: Snapshot) -> float:
+    """How long training takes from a state, which is restored: the best of three times."""
+    passes = []
+    for _ in range(3):
+        start.restore()
+        started = time.perf_counter()
+        train()
+        if trainer.strategy.root_device.type == "cuda":
+            torch.cuda.synchronize()
+        passes.append(time.perf_counter() - started)
+    start.restore()
+    return min(passes)

@@ -20,6 +20,7 @@ from deopt_lightning.running_best import RunningBestDE
 from deopt_lightning.steady_state import SteadyStateDE
 
 PROBE_STEPS = 0.25  # of an epoch, unless given
+_LENGTH = ("population_size", "carry", "every_n_epochs", "max_generations")
 Search = ProbeSearch | MemberSearch | ChainedSearch
 
 
@@ -35,8 +36,9 @@ def build_maker(arguments: Mapping[str, Any]) -> ProbeMaker:
         workers=arguments["workers"],
         share=arguments["share_over_ranks"],
         snapshot_device=arguments["snapshot_device"],
+        evaluator=arguments["evaluator"],
         compile_steps=arguments["compile_steps"],
-        passes_left=partial(_passes_left, dict(arguments)),
+        passes_left=partial(_passes_left, {name: arguments[name] for name in _LENGTH}),
     )
 
 

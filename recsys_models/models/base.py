@@ -90,6 +90,8 @@ class RecommenderModule(L.LightningModule):
         self.bring_up_to_date()
         optimizer = self._make_optimizer(self.parameters())
         self._row_optimizer = optimizer if isinstance(optimizer, RowSparseOptimizer) else None
+        if self._row_optimizer is not None:  # only then, so that others are seen to clip as usual
+            self.configure_gradient_clipping = self._clip  # type: ignore[method-assign]
         return optimizer
 
     def lookup(self, table: Tensor, ids: Tensor) -> Tensor:
@@ -138,7 +140,7 @@ class RecommenderModule(L.LightningModule):
         """Leave all rows up to date."""
         self.bring_up_to_date()
 
-    def configure_gradient_clipping(
+    def _clip(
         self,
         optimizer: Optimizer,
         gradient_clip_val: float | None = None,

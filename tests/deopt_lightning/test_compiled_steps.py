@@ -145,9 +145,9 @@ def test_a_resumed_run_compiles_as_the_first_one_had_decided(
 def test_few_steps_are_not_compiled(tmp_path: Path) -> None:
     callback, module = search(tmp_path / "1")
     assert callback.compile_seconds == 0
-    assert callback.state_dict()["compiled"] is False
+    assert callback.state_dict()["decisions"]["compiled"] is False
     other, plain = search(tmp_path / "2", compile_steps=False)
-    assert other.state_dict()["compiled"] is None
+    assert other.state_dict()["decisions"]["compiled"] is None
     assert same_state(module.state_dict(), plain.state_dict())
 
 
