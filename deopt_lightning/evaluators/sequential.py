@@ -73,6 +73,7 @@ class SequentialEvaluator:
             self.validations += result.validated
             if winner is not None and self._leads(winner.perf, winner.number):
                 self.winner = winner
+            del winner  # so that the next one finds its memory free
             self.on_scored()
         return perf
 

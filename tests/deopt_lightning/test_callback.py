@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import gc
 import json
 import math
 from functools import partial
@@ -16,6 +17,7 @@ import torch
 from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint, TQDMProgressBar
 
 from deopt_lightning import DEOptCallback
+from deopt_lightning.snapshot import Snapshot
 from tests.tiny import TinyModel, fit, same_state, val_loader
 
 LAYERS = ["first", "norm", "last"]
@@ -412,3 +414,21 @@ def test_a_callback_can_be_used_again(tmp_path: Path) -> None:
     second, _ = fit(tmp_path / "b", [callback])
     assert same_state(first.state_dict(), second.state_dict())
     assert [{**record, "seconds": 0} for record in callback.history] == history
+
+
+class CountsSnapshots(TinyModel):
+    """Counts the snapshots in memory whenever a probe's end has its buffers listed for another."""
+
+    most = 0
+
+    def buffers(self, recurse: bool = True) -> Any:
+        if type(self.trainer.fit_loop.epoch_loop).__name__ == "ProbeEpochLoop":
+            alive = sum(isinstance(thing, Snapshot) for thing in gc.get_objects())
+            CountsSnapshots.most = max(CountsSnapshots.most, alive)
+        return super().buffers(recurse)
+
+
+def test_the_best_so_far_is_freed_before_a_better_one_is_kept(tmp_path: Path) -> None:
+    callback = make_callback(carry="weights", workers=0, population_size=8, local_search=None)
+    fit(tmp_path, [callback], model=CountsSnapshots, max_epochs=1)
+    assert CountsSnapshots.most == 1
