@@ -92,7 +92,7 @@ def test_an_error_of_every_process_is_raised_where_the_user_sees_it(tmp_path: Pa
         pytest.warns(UserWarning, match="workers=0"),
         pytest.raises(RuntimeError, match="broken in every probe"),
     ):
-        search(tmp_path, 2, Broken)
+        search(tmp_path, 2, Broken, carry="weights")
 
 
 def test_results_come_back_with_the_very_same_objects() -> None:
