@@ -2,7 +2,7 @@
 
 Weights, optimizer state, lr, weight decay, step count and batch are inputs of the graph, so it is
 compiled once and serves every candidate. It updates the module's own parameters and the optimizer's
-own state, in place. On one CPU core a step of BPR-MF takes about 0.3 of an eager one with a fused
+own state, in place. On one CPU core a step of BPR-MF takes 0.3 to 0.4 of an eager one with a fused
 optimizer. Compiling takes some five seconds, or two where torch finds it in its cache on disk.
 """
 
