@@ -11,6 +11,7 @@ from deopt_lightning.generation import Outcome, ProbeMaker
 from deopt_lightning.history import finite, spread
 from deopt_lightning.layer_control import LayerControl
 from deopt_lightning.running_best import RunningBestDE
+from deopt_lightning.trainer_seam import quiet_loops
 
 
 class ChainedSearch:
@@ -99,9 +100,10 @@ class ChainedSearch:
     def _score(self, trainer: pl.Trainer, validated: bool) -> tuple[float, int]:
         """Perf of the weights as they are, and how many validation passes it took."""
         logged = dict(trainer.callback_metrics)
+        if validated:
+            with quiet_loops(trainer, []) as loops:
+                return self._maker.monitor.perf(logged, loops), 0
         with self._maker.validating(trainer) as probe:
-            if validated:
-                return probe.monitor.perf(logged, probe.loops), 0
             return probe.validate().perf, 1
 
     def _record(self, trainer: pl.Trainer) -> dict[str, Any]:
