@@ -14,6 +14,7 @@ from torch import Tensor
 from deopt_lightning.compiled_steps import CompiledStep
 from deopt_lightning.direct_steps import DirectSteps
 from deopt_lightning.pure_steps import (
+    first_line,
     moved_alike,
     seconds_of,
     shape_of,
@@ -95,7 +96,7 @@ def _compile(steps: DirectSteps, start: Snapshot) -> Choice:
         _train(DirectSteps(trainer, steps.batches[:1], step), start)
         step.freeze()
     except Exception as error:  # torch raises what its compilers raise
-        return _cannot(_first_line(error))
+        return _cannot(_reason(error))
     finally:
         start.restore()
     choice = Choice(step, time.perf_counter() - started)
@@ -128,8 +129,7 @@ def _cannot(reason: str) -> Choice:
     return Choice(None)
 
 
-def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines() or [type(error).__name__]
+def _reason(error: Exception) -> str:
     if "CxxCompiler" in f"{type(error).__name__}{error}":
         return "torch finds no C++ compiler; install one, or name it in the variable CXX"
-    return f"torch cannot compile training_loss ({lines[0]})"
+    return f"torch cannot compile training_loss ({first_line(error)})"

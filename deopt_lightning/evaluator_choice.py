@@ -9,7 +9,7 @@ import lightning.pytorch as pl
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 
 from deopt_lightning.direct_steps import DirectSteps, why_not
-from deopt_lightning.pure_steps import moved_alike, seconds_of, state_of
+from deopt_lightning.pure_steps import first_line, moved_alike, seconds_of, state_of
 from deopt_lightning.snapshot import Snapshot
 from deopt_lightning.stacked_steps import StackedSteps, why_not_stacked
 
@@ -47,7 +47,7 @@ def choose_vectorised(
     try:
         reason = _why_not(trainer, batches[:_CHECKED_STEPS], start, direct)
     except Exception as error:  # vmap refuses, or memory is too small
-        reason = f"vmap refuses training_loss ({str(error).strip().splitlines()[0]})"
+        reason = f"vmap refuses training_loss ({first_line(error)})"
     finally:
         start.restore()
     if reason is not None:

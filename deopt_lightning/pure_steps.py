@@ -172,3 +172,8 @@ def seconds_of(train: Callable[[], None], trainer: pl.Trainer, start: Snapshot) 
         passes.append(time.perf_counter() - started)
     start.restore()
     return min(passes)
+
+
+def first_line(error: Exception) -> str:
+    """What an error says first; its type where it says nothing."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

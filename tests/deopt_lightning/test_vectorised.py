@@ -91,6 +91,15 @@ class Normalised(Pure):
         self.net.insert(1, nn.BatchNorm1d(8))
 
 
+class SaysNothing(Pure):
+    """Refuses stacked weights without a word."""
+
+    def training_loss(self, batch: Any) -> Tensor:
+        if not isinstance(self.net[0].weight, nn.Parameter):
+            raise NotImplementedError
+        return super().training_loss(batch)
+
+
 class DrawsInEveryMember(Pure):
     """Random numbers of a shape that vmap does not hide are fine; these depend on the weights."""
 
@@ -104,6 +113,7 @@ class DrawsInEveryMember(Pure):
     [
         (Branches, {}, "vmap refuses training_loss"),
         (Normalised, {}, "vmap refuses training_loss"),
+        (SaysNothing, {}, r"vmap refuses training_loss \(NotImplementedError\)"),
         (Clamps, {}, "on_train_batch_end is overridden"),
         (NoTrainingLoss, {}, "NoTrainingLoss has no method training_loss"),
         (Pure, {"direct_steps": False}, "direct steps are off"),
