@@ -46,6 +46,8 @@ class DEOptCallback(Callback):
             fraction of an epoch (float). With ``carry="weights"`` or ``"hyperparameters"`` and
             without this, a quarter of an epoch. In manual optimization a step is a call of
             ``training_step``.
+        limit_probe_val_batches: Judge probes by so many of the first validation batches (int, or a
+            share as float); what is adopted is validated in full. See docs/scaling.md.
         layers: Which parameters form a layer: patterns as in ``group_layers``. By default the
             module's ``layer_groups()``, else one layer per submodule that owns parameters.
         seed: Seeds the search and the choice of probe batches.
@@ -56,9 +58,8 @@ class DEOptCallback(Callback):
             the weights that its probe reached; these steps are not part of ``global_step``.
             ``"hyperparameters"``: the vector alone; the weights are restored, so that apart from
             lr and weight decay the run is what it would be without the callback.
-            ``"chain"``: the schedule of the authors' public program, for comparison. There are no
-            probes: each epoch trains with the values of another trial, from the weights that the
-            one before it has left, and a trial is accepted if it reaches the best of its round.
+            ``"chain"``: the schedule of the authors' public program, for comparison: each epoch
+            trains with another trial's values, from the weights that the one before has left.
         every_n_epochs: Run a generation after every n-th epoch.
         warmup_epochs: Number of epochs before the first generation.
         max_generations: Stop searching after so many generations and keep the last values.
@@ -67,11 +68,9 @@ class DEOptCallback(Callback):
             ``"population"`` and ``"chain"`` go without.
         repair: How a vector outside the bounds comes back: ``"reflect"`` or ``"clip"``.
         adopt: False searches and records, but changes nothing: a dry run.
-        optimizer_index: Which optimizer is controlled, in a module that has several; by default
-            all are.
+        optimizer_index: The one optimizer that is controlled; by default all are.
         direct_steps: Train probes without Lightning's loops where the module has a method
-            ``training_loss(batch)``, see ``direct_steps``; several times faster for small models,
-            and bit for bit the same.
+            ``training_loss(batch)``, see ``direct_steps``; faster, and bit for bit the same.
         evaluator: ``"vectorised"`` trains candidates stacked, where direct steps allow it, with
             results that differ by rounding; ``"sequential"`` one after the other. ``"auto"`` stacks
             on an accelerator, if that was faster in the first generation. See ``stacked_steps``.
@@ -79,8 +78,7 @@ class DEOptCallback(Callback):
             up for the time it takes; results differ by rounding. See ``compiled_steps``.
         workers: Number of processes that share a generation's candidates out among them, each with
             one thread; 0 for none. By default one for each of torch's threads, on Linux without a
-            GPU. A worker is a fork of the process: what steps write to files or attributes of
-            other objects stays in it.
+            GPU. A worker is a fork: what steps write to other objects' attributes stays in it.
         share_over_ranks: With ``strategy="ddp"``, each process trains candidates of its own,
             instead of all of them together every one, where the module has a method
             ``training_loss(batch)``. The results are the same up to rounding; see docs/scaling.md.
@@ -110,6 +108,7 @@ class DEOptCallback(Callback):
         lr_bounds: Bounds | None = None,
         weight_decay_bounds: Bounds | None = None,
         probe_steps: int | float | None = None,
+        limit_probe_val_batches: int | float | None = None,
         layers: Sequence[str] | Mapping[str, str | Sequence[str]] | None = None,
         seed: int = 0,
         carry: Literal["population", "weights", "hyperparameters", "chain"] | None = None,
@@ -134,6 +133,7 @@ class DEOptCallback(Callback):
         self.lr_bounds = lr_bounds
         self.weight_decay_bounds = weight_decay_bounds
         self.probe_steps = probe_steps
+        self.limit_probe_val_batches = limit_probe_val_batches
         self.layers = layers
         self.seed = seed
         self.carry = carry or ("population" if probe_steps is None else "weights")

@@ -49,6 +49,8 @@ def check_arguments(arguments: Mapping[str, Any]) -> None:
         _check_at_least("workers", arguments["workers"], 0)
     if arguments["probe_steps"] is not None:
         _check_probe_steps(arguments["probe_steps"], carry)
+    if arguments["limit_probe_val_batches"] is not None:
+        _check_limit(arguments["limit_probe_val_batches"], carry)
     _check_bounds("lr_bounds", arguments["lr_bounds"], positive=True)
     _check_bounds("weight_decay_bounds", arguments["weight_decay_bounds"], positive=False)
 
@@ -74,6 +76,20 @@ def check_resumed(state: Mapping[str, Any], layers: list[str], carry: str) -> No
 def _check_at_least(name: str, value: int, least: int) -> None:
     if value < least:
         raise ValueError(f"{name} must be at least {least}; got {value}.")
+
+
+def _check_limit(limit: int | float, carry: str) -> None:
+    if carry in ("population", "chain"):
+        raise ValueError(
+            f"limit_probe_val_batches={limit} is for probes, but with carry={carry!r} candidates "
+            "are judged as the run's own epochs are. Set the Trainer's limit_val_batches, or carry "
+            "weights or hyperparameters."
+        )
+    if not (limit >= 1 if isinstance(limit, int) else 0 < limit <= 1):
+        raise ValueError(
+            "limit_probe_val_batches must be a number of batches (int, at least 1) or a share of "
+            f"them (float, above 0 and at most 1); got {limit!r}."
+        )
 
 
 def _check_probe_steps(probe_steps: int | float, carry: str) -> None:

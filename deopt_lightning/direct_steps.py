@@ -23,8 +23,9 @@ from torch import Tensor
 from deopt_lightning.averaging import averages_of
 from deopt_lightning.compatibility import overrides
 from deopt_lightning.compiled_steps import CompiledStep
+from deopt_lightning.quiet import muted
 from deopt_lightning.snapshot import Snapshot
-from deopt_lightning.trainer_seam import ProbeLoops, muted
+from deopt_lightning.trainer_seam import ProbeLoops
 
 _HOOKS = (  # those that Lightning's loops call in a training step and these steps do not
     "on_before_batch_transfer",

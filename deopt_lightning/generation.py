@@ -60,6 +60,7 @@ class ProbeMaker:
         evaluator: Whether candidates may be trained stacked, see ``choose_vectorised``.
         compile_steps: Whether direct steps may be compiled, see ``choose_steps``.
         passes_left: How often the rest of the run passes over a generation's batches.
+        limit_val_batches: On how many validation batches, or which share, probes are judged.
 
     Attributes:
         workers: Number of processes, once that is known.
@@ -79,8 +80,10 @@ class ProbeMaker:
         evaluator: EvaluatorName,
         compile_steps: bool = False,
         passes_left: Callable[[pl.Trainer], float] = lambda trainer: float("inf"),
+        limit_val_batches: int | float | None = None,
     ) -> None:
         self.monitor = monitor
+        self.limit_val_batches = limit_val_batches
         self.snapshot_device = snapshot_device
         self.sharing = RankSharing(share, direct=direct)
         self._direct = direct
@@ -108,7 +111,7 @@ class ProbeMaker:
         """
         with (
             generation_progress(trainer, expected) as advance,
-            trainer_seam.quiet_loops(trainer, batches) as loops,
+            trainer_seam.quiet_loops(trainer, batches, self.limit_val_batches) as loops,
         ):
             direct = DirectSteps(trainer, batches)
             if not self._checked:

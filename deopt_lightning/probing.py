@@ -101,18 +101,20 @@ class ProbeSearch:
             raise
         assert search.last_generation is not None
         steps = optimizer_steps(trainer, len(batches)) * evaluate.trainings
+        values = self._adopt(trainer, evaluate.winner) if self._adopts else None
+        again = self._judge_adopted(trainer) if evaluate.winner is not None else 0
         return Outcome(
-            values=self._adopt(trainer, evaluate.winner) if self._adopts else None,
+            values=values,
             record={
                 "epoch": trainer.current_epoch,
                 **generation_record(search.space, search.last_generation),
                 "probe_steps": steps,
-                "evaluations": evaluate.validations,
+                "evaluations": evaluate.validations + again,
                 "seconds": time.perf_counter() - started,
             },
             logged=self._logged(search.last_generation),
             probe_steps=steps,
-            evaluations=evaluate.validations,
+            evaluations=evaluate.validations + again,
         )
 
     def state_dict(self) -> dict[str, Any]:
@@ -144,6 +146,15 @@ class ProbeSearch:
         if winner is not None:
             adopt_weights(trainer, winner.snapshot, winner.metrics)
         return self.search.space.decode(vector)
+
+    def _judge_adopted(self, trainer: pl.Trainer) -> int:
+        """Validates adopted weights in full if probes were not; returns how often it validated."""
+        if self._maker.limit_val_batches is None:
+            return 0
+        with self._maker.validating(trainer) as probe:
+            metrics = probe.validate().metrics
+        trainer.callback_metrics.update(metrics)
+        return 1
 
     def _logged(self, generation: Generation) -> dict[str, float]:
         search = self.search

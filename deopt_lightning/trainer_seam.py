@@ -17,7 +17,6 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 from lightning.fabric.utilities.data import _set_sampler_epoch
-from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers.logger import DummyLogger
 from lightning.pytorch.loops.fetchers import _PrefetchDataFetcher
 from lightning.pytorch.profilers import PassThroughProfiler
@@ -28,6 +27,7 @@ from deopt_lightning import averaging
 from deopt_lightning.layer_control import LayerControl
 from deopt_lightning.layers import LayerPatterns
 from deopt_lightning.lr_schedule import regroup
+from deopt_lightning.quiet import deaf, muted
 from deopt_lightning.replay import Replay
 
 _METRICS = ("_progress_bar_metrics", "_logged_metrics", "_callback_metrics")
@@ -49,7 +49,9 @@ class ProbeLoops:
             last training's steps, so that the plain weights are validated.
     """
 
-    def __init__(self, trainer: pl.Trainer, batches: list[Any]) -> None:
+    def __init__(
+        self, trainer: pl.Trainer, batches: list[Any], limit_val_batches: int | float | None = None
+    ) -> None:
         self.trainer = trainer
         self.batches = batches
         self.progress = step_counts(trainer)
@@ -58,6 +60,9 @@ class ProbeLoops:
         self.main = trainer.fit_loop.epoch_loop
         self.epoch_loop = _probe_loop_class(type(self.main))(trainer)
         _share_validation_data(self.main.val_loop, self.epoch_loop.val_loop, trainer)
+        if limit_val_batches is not None:
+            limited = self.epoch_loop.val_loop._max_batches
+            limited[:] = [limit_batches(count, limit_val_batches) for count in limited]
 
     def train(self) -> None:
         """Trains on the batches."""
@@ -89,7 +94,7 @@ class ProbeLoops:
         connector._callback_metrics = {}
         trainer.validating = True
         try:
-            with _deaf(self._averages if self.plain else []):
+            with deaf(self._averages if self.plain else []):
                 self.epoch_loop.val_loop.run()
             return dict(connector._callback_metrics)
         finally:
@@ -125,7 +130,9 @@ class ProbeLoops:
 
 
 @contextmanager
-def quiet_loops(trainer: Any, batches: list[Any]) -> Iterator[ProbeLoops]:
+def quiet_loops(
+    trainer: Any, batches: list[Any], limit_val_batches: int | float | None = None
+) -> Iterator[ProbeLoops]:
     """Swaps private loops in and hides callbacks, loggers and metrics; puts all back at the end."""
     connector, module = trainer._logger_connector, trainer.lightning_module
     main, stage, hook = trainer.fit_loop.epoch_loop, trainer.state.stage, module._current_fx_name
@@ -136,12 +143,12 @@ def quiet_loops(trainer: Any, batches: list[Any]) -> Iterator[ProbeLoops]:
     metrics = {name: dict(value) for name, value in kept_connector.items() if name in _METRICS}
     try:
         averages = averaging.averages_of(trainer)
-        with _deaf([callback for callback in trainer.callbacks if callback not in averages]):
+        with deaf([callback for callback in trainer.callbacks if callback not in averages]):
             trainer.loggers = [DummyLogger()] if trainer.loggers else []
             trainer.profiler = PassThroughProfiler()
             for name in _METRICS:
                 setattr(connector, name, {})
-            loops = ProbeLoops(trainer, batches)
+            loops = ProbeLoops(trainer, batches, limit_val_batches)
             trainer.fit_loop.epoch_loop = loops.epoch_loop
             yield loops
     finally:
@@ -153,38 +160,6 @@ def quiet_loops(trainer: Any, batches: list[Any]) -> Iterator[ProbeLoops]:
         trainer.state.stage, module._current_fx_name = stage, hook
         for optimizer in trainer.optimizers:
             optimizer.zero_grad(set_to_none=True)
-
-
-@contextmanager
-def _deaf(callbacks: list[Any]) -> Iterator[None]:
-    """Lets callbacks hear nothing of the loops, while user code still finds them on the Trainer."""
-    hooks = [name for name in dir(Callback) if name.startswith("on_")]
-    own = [{name: vars(c)[name] for name in hooks if name in vars(c)} for c in callbacks]
-    try:
-        for callback in callbacks:
-            vars(callback).update(dict.fromkeys(hooks, _ignore))
-        yield
-    finally:
-        for callback, attributes in zip(callbacks, own, strict=True):
-            for name in hooks:
-                vars(callback).pop(name, None)
-            vars(callback).update(attributes)
-
-
-@contextmanager
-def muted(module: pl.LightningModule) -> Iterator[None]:
-    """Lets `self.log` do nothing: nobody reads what a probe's steps log, and it takes time."""
-    own = {"log": vars(module)["log"]} if "log" in vars(module) else {}
-    vars(module)["log"] = _ignore
-    try:
-        yield
-    finally:
-        del vars(module)["log"]
-        vars(module).update(own)
-
-
-def _ignore(*args: Any, **kwargs: Any) -> None:
-    """Does nothing, in the place of a hook or of `self.log`."""
 
 
 def probe_batch_count(trainer: pl.Trainer, probe_steps: int | float) -> int:
@@ -202,6 +177,23 @@ def probe_batch_count(trainer: pl.Trainer, probe_steps: int | float) -> int:
             "length. Give probe_steps as an int (optimizer steps), or set limit_train_batches."
         )
     return max(1, round(probe_steps * trainer.num_training_batches))
+
+
+def limit_batches(count: int | float, limit: int | float) -> int | float:
+    """How many validation batches a probe takes.
+
+    Args:
+        count: How many there are.
+        limit: How many it may take (int), or which share of them (float).
+    """
+    if isinstance(limit, int):
+        return min(count, limit)
+    if math.isinf(count):
+        raise MisconfigurationException(
+            f"limit_probe_val_batches={limit} is a share of the validation data, which has no "
+            "length. Give it as an int (batches), or set limit_val_batches."
+        )
+    return max(1, round(limit * count))
 
 
 def step_counts(trainer: pl.Trainer) -> list[dict[str, Any]]:

@@ -36,6 +36,7 @@ FLOORS = [
     [
         "averaging",
         "replay",
+        "quiet",
         "trainer_seam",
         "epoch_start",
         "progress",

@@ -232,6 +232,29 @@ def test_carry_hyperparameters_restores_the_weights(tmp_path: Path) -> None:
     assert same_state(plain.state_dict(), model.state_dict())
 
 
+@pytest.mark.parametrize(("limit", "batches"), [(1, 1), (0.5, 2), (9, 4)])
+def test_probes_may_validate_on_fewer_batches_than_what_is_adopted(
+    limit: int | float, batches: int, tmp_path: Path
+) -> None:
+    validated: list[int] = []
+
+    class Counts(TinyModel):
+        def validation_step(self, batch: Any, batch_idx: int) -> None:
+            super().validation_step(batch, batch_idx)
+            validated.append(batch_idx)
+
+    options = {"population_size": 4, "probe_steps": 2, "limit_probe_val_batches": limit}
+    callback = DEOptCallback("val_loss", **options)
+    module, trainer = fit(tmp_path, [callback], model=Counts, max_epochs=1, num_sanity_val_steps=0)
+    (row,) = callback.history
+    assert callback.evaluations == row["evaluations"]
+    probes = row["evaluations"] - 1
+    assert len(validated) == 4 + probes * batches + 4  # the epoch's, the probes', the adopted one's
+    adopted = trainer.callback_metrics["val_loss"].clone()
+    checked = trainer.validate(module, val_loader(), verbose=False)[0]["val_loss"]
+    assert float(adopted) == checked
+
+
 def test_runs_are_repeatable_and_seeds_differ(tmp_path: Path) -> None:
     runs = [fit(tmp_path / str(i), [make_callback(seed=i // 2)])[0] for i in range(3)]
     states = [run.state_dict() for run in runs]

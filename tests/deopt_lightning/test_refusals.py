@@ -48,6 +48,18 @@ from tests.tiny import (
         ({"repair": "wrap"}, "repair must be one of .*; got 'wrap'"),
         ({"probe_steps": 0}, "probe_steps must be a positive int .*; got 0"),
         ({"probe_steps": -0.5}, "probe_steps must be a positive int .*; got -0.5"),
+        (
+            {"limit_probe_val_batches": 1},
+            "limit_probe_val_batches=1 is for probes, but with carry='population'",
+        ),
+        (
+            {"probe_steps": 1, "limit_probe_val_batches": 0},
+            "limit_probe_val_batches must be a number .*; got 0",
+        ),
+        (
+            {"probe_steps": 1, "limit_probe_val_batches": 1.5},
+            "limit_probe_val_batches must be a number .*; got 1.5",
+        ),
         ({"probe_steps": float("nan")}, "probe_steps must be a positive int .*; got nan"),
         ({"every_n_epochs": 0}, "every_n_epochs must be at least 1; got 0"),
         ({"warmup_epochs": -1}, "warmup_epochs must be at least 0; got -1"),
@@ -205,6 +217,13 @@ def test_fraction_of_an_epoch_without_a_length_is_refused(tmp_path: Path) -> Non
     loader = DataLoader(Endless(), batch_size=8)
     with pytest.raises(MisconfigurationException, match="the training data has no length"):
         fit(tmp_path, [DEOptCallback("val_loss", probe_steps=0.5)], train=loader)
+
+
+def test_share_of_validation_without_a_length_is_refused(tmp_path: Path) -> None:
+    callback = DEOptCallback("val_loss", probe_steps=1, limit_probe_val_batches=0.5)
+    loader, first = DataLoader(Endless(), batch_size=8), {"num_sanity_val_steps": 0}
+    with pytest.raises(MisconfigurationException, match="0.5 is a share of the validation data"):
+        fit(tmp_path, [callback], val=loader, val_check_interval=1.0, **first)
 
 
 def test_layers_that_leave_parameters_out_are_refused(tmp_path: Path) -> None:
