@@ -13,7 +13,6 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from recsys_models.costs import Watch
-from recsys_models.data.datamodule import RecsysDataModule
 from recsys_models.training import Training, quieten
 from recsys_models.tuning import Outcome, Setting, choose
 
@@ -26,7 +25,7 @@ class Experiment:
 
     def __init__(self, cfg: DictConfig) -> None:
         self.cfg = cfg
-        self._data: RecsysDataModule | None = None
+        self._data: L.LightningDataModule | None = None
 
     @property
     def folder(self) -> Path:
@@ -34,12 +33,12 @@ class Experiment:
         return Path(self.cfg.output_dir)
 
     @property
-    def data(self) -> RecsysDataModule:
+    def data(self) -> L.LightningDataModule:
         """The data, read once in each process."""
         if self._data is None:
-            data: RecsysDataModule = instantiate(self.cfg.data)
+            data: L.LightningDataModule = instantiate(self.cfg.data)
             data.prepare_data()
-            data.setup()
+            data.setup("fit")
             self._data = data
         return self._data
 

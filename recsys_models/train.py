@@ -22,6 +22,7 @@ from omegaconf import DictConfig
 
 from recsys_models.baselines import EASE, MostPop
 from recsys_models.costs import Clock, best_so_far, total
+from recsys_models.data import RecsysDataModule
 from recsys_models.experiment import Experiment, drop_losers
 from recsys_models.metrics import evaluate
 from recsys_models.metrics.per_user import per_user
@@ -201,15 +202,20 @@ def _read_test_set(
 ) -> tuple[Metrics, dict[str, dict[str, Metrics]], dict[str, NDArray[np.float64]]]:
     """Test metrics of the model, of the references per stage, and of the model per user.
 
+    The latter two are of recommenders' data only.
+
     The only place that asks for the test set: once, after everything has been chosen.
     """
     trainer, model, data = training.trainer, training.model, training.data
+    data.setup("test")
+    test = data.test_dataloader()
+    metrics = _without_stage(trainer.test(model, dataloaders=test, verbose=False)[0])
+    if not isinstance(data, RecsysDataModule):
+        return metrics, {"val": {}, "test": {}}, {}
     validation = data.val_dataloader()
     device = trainer.strategy.root_device
     ease = EASE.select(data.train, validation, device=device)
     rows = {"MostPop": MostPop(data.train).score_users, "EASE": ease.score_users}
-    test = data.test_dataloader()
-    metrics = _without_stage(trainer.test(model, dataloaders=test, verbose=False)[0])
     top_k = getattr(model, "top_k", (10,))
     references = {
         stage: {name: evaluate(score, batches, top_k, device) for name, score in rows.items()}

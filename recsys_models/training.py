@@ -13,7 +13,6 @@ from omegaconf import DictConfig
 from torch import Tensor
 
 from recsys_models.costs import Clock, CostCurve, Watch
-from recsys_models.data.datamodule import RecsysDataModule
 from recsys_models.tuning import Outcome, Setting
 
 
@@ -22,7 +21,7 @@ class Training:
 
     Args:
         cfg: the composed configuration.
-        data: the data, set up.
+        data: the data, set up. Where it has ``num_users`` and ``num_items``, the model gets them.
         watch: may end training early.
         extra: further callbacks.
         choose_epoch: whether early stopping and checkpoints of the configuration take part.
@@ -39,7 +38,7 @@ class Training:
     def __init__(
         self,
         cfg: DictConfig,
-        data: RecsysDataModule,
+        data: L.LightningDataModule,
         watch: Watch | None = None,
         extra: tuple[L.Callback, ...] = (),
         choose_epoch: bool = True,
@@ -49,9 +48,7 @@ class Training:
         L.seed_everything(cfg.seed, workers=True, verbose=False)
         if cfg.threads is not None:
             torch.set_num_threads(cfg.threads)
-        self.model: L.LightningModule = instantiate(
-            cfg.model, num_users=data.num_users, num_items=data.num_items
-        )
+        self.model: L.LightningModule = instantiate(cfg.model, **_sizes(data))
         _check_monitor(cfg.monitor, self.model)
         self.tuner: L.Callback | None = instantiate(cfg.tuner.callback)
         self.costs = CostCurve(cfg.monitor, self.tuner, watch)
@@ -113,6 +110,11 @@ def quieten() -> None:
         ".*LeafSpec.*is deprecated.*",
     ):
         warnings.filterwarnings("ignore", message)
+
+
+def _sizes(data: L.LightningDataModule) -> dict[str, int]:
+    names = ("num_users", "num_items")
+    return {name: getattr(data, name) for name in names if hasattr(data, name)}
 
 
 def _check_monitor(monitor: str, model: L.LightningModule) -> None:

@@ -78,7 +78,34 @@ def test_hydra_app_returns_the_monitor(monkeypatch: pytest.MonkeyPatch) -> None:
     assert 0 < app.main(cfg) < 10
 
 
+def test_a_classifier_is_compared_by_configuration_alone(tmp_path: Path) -> None:
+    pytest.importorskip("sklearn")
+    out = tmp_path / "out"
+    done = subprocess.run(
+        [sys.executable, "-m", "recsys_models.compare", "--config-dir", "conf"]
+        + ["datasets=[digits]", "models=[convnet]", "seeds=[0]", "tuners=[none,grid,deopt]"]
+        + ["metrics=[accuracy,log_likelihood]", "overrides=['monitor=val/log_likelihood']"]
+        + ["fast=true", f"output_dir='{out}'"],
+        cwd=EXAMPLES / "classifier",
+        env=os.environ | {"PYTHONPATH": f".{os.pathsep}{ROOT}", "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    rows = [line.split(" | ") for line in (out / "report.md").read_text().splitlines()]
+    first = next(row for row in rows if row[0] == "| model")
+    assert first[2:4] == ["digits accuracy", "digits log_likelihood |"]
+    assert [row[1] for row in rows if row[0] == "| convnet"][:3] == ["none", "grid", "deopt"]
+    assert not any(row[0] == "| –" for row in rows)  # popularity means nothing here
+
+
 def test_examples_stay_short() -> None:
     programs = {str(path.relative_to(EXAMPLES)) for path in EXAMPLES.rglob("*.py")}
-    assert programs == {"existing_trainer.py", "lightning_cli.py", "hydra_app/app.py"}
+    assert programs == {
+        "existing_trainer.py",
+        "lightning_cli.py",
+        "hydra_app/app.py",
+        "classifier/digits.py",
+    }
     assert all(len((EXAMPLES / name).read_text().splitlines()) < 80 for name in programs)

@@ -48,9 +48,10 @@ def quality(results: Results, withdrawn: list[str]) -> Table:
     columns = [(data, metric) for data in results.datasets for metric in results.metrics]
     blank = [WITHDRAWN] * len(withdrawn)
     rows = []
-    for name in REFERENCES:
-        values = [results.reference(data, name, metric) for data, metric in columns]
-        rows.append([NOTHING, name, *(number(v) for v in values), *blank])
+    known_of = {n: [results.reference(d, n, metric) for d, metric in columns] for n in REFERENCES}
+    if any(value is not None for values in known_of.values() for value in values):
+        for name, values in known_of.items():  # of recommenders alone
+            rows.append([NOTHING, name, *(number(v) for v in values), *blank])
     shades: dict[tuple[int, int], float] = {}
     for model in results.models:
         first = len(rows)
@@ -62,7 +63,7 @@ def quality(results: Results, withdrawn: list[str]) -> Table:
             shades |= {(r, k + 2): share for r, share in _shares(known).items()}
     seeds = sorted({cell.seed for cell in results.of})
     return Table(
-        "Ranking quality on the test set",
+        "Quality on the test set",
         f"Mean ± standard deviation over seeds ({', '.join(map(str, seeds))}). Every decision was "
         "made on validation; the test set was read once per run. Best per model in bold.",
         ["model", "tuner", *(f"{data} {metric}" for data, metric in columns), *withdrawn],
