@@ -14,6 +14,7 @@ from recsys_models.data.interactions import Interactions
 from recsys_models.losses import bpr_loss
 from recsys_models.models.adjacency import Adjacency, Norm
 from recsys_models.models.base import OptimizerFactory, RecommenderModule, rows
+from recsys_models.models.training_pairs import check_sizes, missing_message, training_pairs
 
 
 class GraphRecommender(RecommenderModule):
@@ -64,22 +65,17 @@ class GraphRecommender(RecommenderModule):
 
     def set_interactions(self, train: Interactions) -> None:
         """Make these pairs the edges of the graph; within a Trainer its data module does it."""
-        if (train.num_users, train.num_items) != (self.num_users, self.num_items):
-            raise ValueError(
-                f"{type(self).__name__} was built for {self.num_users} users and {self.num_items} "
-                f"items; got interactions of {train.num_users} and {train.num_items}. "
-                "Build the model with the sizes of the data."
-            )
+        check_sizes(self, train)
         self._adjacency = Adjacency.from_interactions(train, self.norm)
         self._evaluated = None
 
     def setup(self, stage: str) -> None:
         """Take the edges from the data module, if there is one."""
-        train = getattr(getattr(self.trainer, "datamodule", None), "train", None)
-        if isinstance(train, Interactions):
+        train = training_pairs(self)
+        if train is not None:
             self.set_interactions(train)
         elif self._adjacency is None:
-            raise MisconfigurationException(self._missing_message())
+            raise MisconfigurationException(missing_message(self, "its graph"))
 
     def score_users(self, users: Tensor) -> Tensor:
         """Scores of all items: from shape (B,) to (B, num_items)."""
@@ -123,15 +119,8 @@ class GraphRecommender(RecommenderModule):
 
     def _final(self) -> Tensor:
         if self._adjacency is None:
-            raise RuntimeError(self._missing_message())
+            raise RuntimeError(missing_message(self, "its graph"))
         embeddings = torch.cat([self.user_embedding.weight, self.item_embedding.weight])
         dtype = torch.float64 if embeddings.dtype == torch.float64 else torch.float32
         self._adjacency = self._adjacency.to(embeddings.device, dtype)
         return self.propagate(self._adjacency, embeddings)
-
-    def _missing_message(self) -> str:
-        return (
-            f"{type(self).__name__} needs the training interactions for its graph; got none. "
-            "Give the Trainer a data module with an attribute train of type Interactions, or call "
-            "set_interactions(train) on the model first."
-        )

@@ -9,14 +9,15 @@ from torch.nn.functional import linear
 
 from recsys_models.data.batches import TrainBatch
 from recsys_models.losses import hinge_loss
-from recsys_models.models.base import OptimizerFactory, RecommenderModule
+from recsys_models.models.base import OptimizerFactory
+from recsys_models.models.item_bias import BiasedRecommender
 
 Distance = Literal["squared_l2", "l1"]
 
 _ATTENTION_BYTES = 16 * 2**20  # of temporary results when ranking; CPU caches want it small
 
 
-class LRML(RecommenderModule):
+class LRML(BiasedRecommender):
     """Puts a user next to the items that a learned relation leads to.
 
     Keys K and memories M (N slots each) are shared by all pairs. For a pair (u, i)::
@@ -24,10 +25,10 @@ class LRML(RecommenderModule):
         a = softmax(K (p_u * q_i)),   r = sum_n a_n M_n
         d_ui = || p_u + r - q_i ||^2
 
-    The score is -d_ui. Training minimises the hinge max(0, margin + d_ui - d_uj). Vectors p and q
-    stay in the unit ball: rows that an optimizer step took outside are scaled back after it. With
-    Adam and momentum a step also moves rows that its batch does not name, so all rows are looked
-    at, which costs less than the step itself; those inside are not touched.
+    The score is y_ui = -d_ui (+ b_i). Training minimises the hinge max(0, margin + y_uj - y_ui).
+    Vectors p and q stay in the unit ball: rows that an optimizer step took outside are scaled back
+    after it. With Adam and momentum a step also moves rows that its batch does not name, so all
+    rows are looked at, which costs less than the step itself; those inside are not touched.
 
     Args:
         num_users: number of users.
@@ -40,7 +41,10 @@ class LRML(RecommenderModule):
             sharing never trains to lead away from a negative: on MovieLens-1M, where the pairs do
             not follow from popularity alone, it ranks worse than popularity.
         distance: "squared_l2" as in the paper, or "l1", the sum of absolute differences.
-        init_std: standard deviation of all first weights.
+        item_bias: whether there is a bias b_i per item, which begins at its popularity, see
+            ``BiasedRecommender``; the paper has none.
+        bias_scale: first distance per unit of log odds, where there is a bias.
+        init_std: standard deviation of all other first weights.
         optimizer: see ``RecommenderModule``.
         top_k: see ``RecommenderModule``.
         compile: see ``RecommenderModule``.
@@ -55,12 +59,14 @@ class LRML(RecommenderModule):
         margin: float = 1.0,
         share_relation: bool = False,
         distance: Distance = "squared_l2",
+        item_bias: bool = False,
+        bias_scale: float = 0.1,
         init_std: float = 0.01,
         optimizer: OptimizerFactory | None = None,
         top_k: Sequence[int | str] = (10,),
         compile: bool = False,
     ) -> None:
-        super().__init__(num_users, num_items, optimizer, top_k, compile)
+        super().__init__(num_users, num_items, item_bias, bias_scale, optimizer, top_k, compile)
         for name, size in (("dim", dim), ("num_memories", num_memories)):
             if size < 1:
                 raise ValueError(f"{name} must be at least 1; got {size}. Leave it out if unsure.")
@@ -75,7 +81,8 @@ class LRML(RecommenderModule):
         self.item_embedding = nn.Embedding(num_items, dim)
         self.keys = nn.Parameter(torch.empty(num_memories, dim))
         self.memories = nn.Parameter(torch.empty(num_memories, dim))
-        for parameter in self.parameters():
+        tables = self.user_embedding.weight, self.item_embedding.weight
+        for parameter in (*tables, self.keys, self.memories):
             nn.init.normal_(parameter, std=init_std)
         self._project()
 
@@ -89,7 +96,7 @@ class LRML(RecommenderModule):
         chunk = max(1, _ATTENTION_BYTES // (4 * per_pair * self.num_items))
         distances = self._squared_l2 if self.distance == "squared_l2" else self._l1
         vectors = self.user_embedding(users).split(chunk)
-        return -torch.cat([distances(p, self.item_embedding.weight) for p in vectors])
+        return self.biased(-torch.cat([distances(p, self.item_embedding.weight) for p in vectors]))
 
     def training_loss(self, batch: TrainBatch) -> Tensor:
         """Hinge loss of the batch; positives and negatives share one look-up for speed."""
@@ -99,15 +106,15 @@ class LRML(RecommenderModule):
         relation = self._attention(p * (q[:, :1] if self.share_relation else q)) @ self.memories
         difference = p + relation - q
         distances = difference.square() if self.distance == "squared_l2" else difference.abs()
-        distances = distances.sum(-1)
-        return hinge_loss(distances[:, :1], distances[:, 1:], self.margin)
+        behind = -self.biased(-distances.sum(-1), items)
+        return hinge_loss(behind[:, :1], behind[:, 1:], self.margin)
 
     def layer_groups(self) -> dict[str, list[str]]:
-        """Two layers: the tables of users and items, and the memory (keys and memories)."""
-        return {
-            "embeddings": ["user_embedding.weight", "item_embedding.weight"],
-            "memory": ["keys", "memories"],
-        }
+        """Two layers: tables of users and items, with the bias, and keys with memories."""
+        embeddings = ["user_embedding.weight", "item_embedding.weight"]
+        if self.item_bias is not None:
+            embeddings.append("item_bias.weight")
+        return {"embeddings": embeddings, "memory": ["keys", "memories"]}
 
     def on_train_batch_end(self, outputs: object, batch: object, batch_idx: int) -> None:
         """Keep p and q in the unit ball."""

@@ -12,19 +12,20 @@ from torch.nn.functional import linear
 
 from recsys_models.data.batches import TrainBatch
 from recsys_models.losses import bce_loss
-from recsys_models.models.base import OptimizerFactory, RecommenderModule, rows
+from recsys_models.models.base import OptimizerFactory, rows
+from recsys_models.models.item_bias import BiasedRecommender
 
 _TOWER_BYTES = 4 * 2**20  # of activations at a time when ranking; CPU caches want it small
 
 
-class NeuMF(RecommenderModule):
+class NeuMF(BiasedRecommender):
     """Fuses a generalised matrix factorisation (GMF) with a multi-layer perceptron (MLP).
 
     With tables P, Q of each part, and ``*`` element by element::
 
         g   = p_G * q_G
         z_0 = [p_M ; q_M],   z_l = relu(W_l z_(l-1) + b_l)   for l = 1..L
-        y   = h . [g ; z_L] + c
+        y   = h . [g ; z_L] + c (+ b_i)
 
     The logit y is the score. Training minimises the binary cross-entropy of observed pairs and
     sampled negatives, of which the paper draws 4 per positive (``data.num_negatives``).
@@ -38,6 +39,7 @@ class NeuMF(RecommenderModule):
         gmf_dim: length of p_G and q_G; 0 leaves GMF out.
         mlp_dims: widths of z_0 to z_L. Half of the first is the length of p_M and of q_M. Empty
             leaves the MLP out.
+        item_bias: whether there is a bias b_i, not in the paper; see ``BiasedRecommender``.
         init_std: standard deviation of the first embeddings. Dense weights begin uniform after
             Glorot, h uniform after LeCun, biases at 0.
         optimizer: see ``RecommenderModule``.
@@ -51,12 +53,13 @@ class NeuMF(RecommenderModule):
         num_items: int,
         gmf_dim: int = 8,
         mlp_dims: Sequence[int] = (64, 32, 16, 8),
+        item_bias: bool = False,
         init_std: float = 0.01,
         optimizer: OptimizerFactory | None = None,
         top_k: Sequence[int | str] = (10,),
         compile: bool = False,
     ) -> None:
-        super().__init__(num_users, num_items, optimizer, top_k, compile)
+        super().__init__(num_users, num_items, item_bias, 1.0, optimizer, top_k, compile)
         _check_widths(gmf_dim, mlp_dims)
         self.gmf_dim = gmf_dim
         self.mlp_dims = tuple(mlp_dims)
@@ -90,13 +93,13 @@ class NeuMF(RecommenderModule):
             optimizer: see ``RecommenderModule``.
         """
         _check_parts(gmf, mlp, alpha)
-        model = cls(
-            gmf.num_users, gmf.num_items, gmf.gmf_dim, mlp.mlp_dims, 0.0, optimizer, gmf.top_k
-        )
+        sizes = gmf.num_users, gmf.num_items, gmf.gmf_dim, mlp.mlp_dims
+        model = cls(*sizes, gmf.item_bias is not None, optimizer=optimizer, top_k=gmf.top_k)
         weights = {**gmf.state_dict(), **mlp.state_dict()}
         heads = alpha * gmf.head.weight, (1 - alpha) * mlp.head.weight
         weights["head.weight"] = torch.cat(heads, dim=1)
-        weights["head.bias"] = alpha * gmf.head.bias + (1 - alpha) * mlp.head.bias
+        for name in model.layer_groups()["head"][1:]:  # the biases
+            weights[name] = alpha * gmf.get_parameter(name) + (1 - alpha) * mlp.get_parameter(name)
         model.load_state_dict(weights)
         return model
 
@@ -105,7 +108,7 @@ class NeuMF(RecommenderModule):
 
         Beside the result it holds activations of about ``_TOWER_BYTES`` at a time.
         """
-        scores: Tensor = self.head.bias.repeat(len(users), self.num_items)
+        scores = self.biased(self.head.bias.repeat(len(users), self.num_items))
         if self.gmf is not None:
             scores = scores + linear(self._weighted_gmf_users(users), self.gmf.items.weight)
         if self.mlp is not None:
@@ -120,7 +123,7 @@ class NeuMF(RecommenderModule):
     def training_loss(self, batch: TrainBatch) -> Tensor:
         """Cross-entropy of the batch; positives and negatives share one look-up for speed."""
         items = torch.cat([batch.items.unsqueeze(1), batch.negatives], dim=1)
-        logits: Tensor = self.head.bias.expand(items.shape)
+        logits = self.biased(self.head.bias.expand(items.shape), items)
         if self.gmf is not None:
             weighted = self._weighted_gmf_users(batch.users).unsqueeze(1)
             logits = logits + (weighted * self.lookup(self.gmf.items.weight, items)).sum(-1)
@@ -130,7 +133,7 @@ class NeuMF(RecommenderModule):
         return bce_loss(logits[:, :1], logits[:, 1:])
 
     def layer_groups(self) -> dict[str, list[str]]:
-        """GMF tables, MLP tables, dense layers 1 to L, head; without the parts left out."""
+        """GMF tables, MLP tables, dense layers 1 to L, head and b; without the parts left out."""
         groups = {
             part: [f"{part}.users.weight", f"{part}.items.weight"]
             for part in ("gmf", "mlp")
@@ -138,7 +141,8 @@ class NeuMF(RecommenderModule):
         }
         for number in range(len(self.dense)):
             groups[f"dense_{number + 1}"] = [f"dense.{number}.weight", f"dense.{number}.bias"]
-        return {**groups, "head": ["head.weight", "head.bias"]}
+        head = ["head.weight", "head.bias", "item_bias.weight"]
+        return {**groups, "head": head[:2] if self.item_bias is None else head}
 
     def _weighted_gmf_users(self, users: Tensor) -> Tensor:
         """Each p_G times the GMF's share of h: shape (B, gmf_dim)."""
@@ -237,6 +241,11 @@ def _check_parts(gmf: NeuMF, mlp: NeuMF, alpha: float) -> None:
             "pre-trained parts must be of the same data; got "
             f"{gmf.num_users} x {gmf.num_items} and {mlp.num_users} x {mlp.num_items} users and "
             "items. Train both on one data set."
+        )
+    if (gmf.item_bias is None) != (mlp.item_bias is None):
+        raise ValueError(
+            "pre-trained parts must agree about item_bias; got "
+            f"{gmf.item_bias is not None} and {mlp.item_bias is not None}. Train both alike."
         )
     if not 0 <= alpha <= 1:
         raise ValueError(f"alpha must lie between 0 and 1; got {alpha}. The paper uses 0.5.")

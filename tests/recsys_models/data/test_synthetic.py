@@ -51,6 +51,22 @@ def test_popularity_is_a_fair_baseline_and_a_linear_model_clearly_beats_it(defau
     assert ndcg_at_10(train @ weights, seen, test) > 1.3 * most_pop
 
 
+@pytest.mark.parametrize(("rank", "better", "worse", "times"), [(1, 2, 16, 1.05), (16, 17, 2, 2)])
+def test_tastes_of_a_rank_are_learned_best_by_a_factorisation_of_about_that_rank(
+    rank, better, worse, times
+):
+    data = synthetic_interactions(400, 300, 12_000, rank=rank, popularity=0.0)
+    train, validation, test = (matrix(part) for part in random_split(data, (0.7, 0.1, 0.2), 0))
+    seen = train + validation
+    left, strengths, right = np.linalg.svd(seen, full_matrices=False)
+
+    def ndcg(kept: int) -> float:
+        """Of the best approximation of so many dimensions; one more than rank, for the mean."""
+        return ndcg_at_10(left[:, :kept] * strengths[:kept] @ right[:kept], seen, test)
+
+    assert ndcg(better) > times * ndcg(worse)
+
+
 def test_a_wide_catalogue_is_scored_in_smaller_pieces_with_the_same_result(monkeypatch):
     sizes = {"num_users": 90, "num_items": 64, "num_interactions": 1200}
     whole = synthetic_interactions(**sizes)

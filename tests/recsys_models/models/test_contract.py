@@ -24,7 +24,19 @@ MODELS = [
             users, items, gmf_dim=4, mlp_dims=(16, 8, 4), init_std=0.1, optimizer=adam
         ),
     ),
+    (
+        "neumf_item_bias",
+        lambda users, items: NeuMF(
+            users, items, 4, (16, 8, 4), item_bias=True, init_std=0.1, optimizer=adam
+        ),
+    ),
     ("lrml", lambda users, items: LRML(users, items, dim=8, num_memories=5, optimizer=adam)),
+    (
+        "lrml_item_bias",
+        lambda users, items: LRML(
+            users, items, dim=8, num_memories=5, item_bias=True, optimizer=adam
+        ),
+    ),
     (
         "ngcf",
         lambda users, items: NGCF(

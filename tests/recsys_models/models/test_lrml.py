@@ -10,6 +10,7 @@ from recsys_models.data.batches import RankingBatch, TrainBatch
 from recsys_models.models import LRML, lrml
 
 DISTANCES = ["squared_l2", "l1"]
+BIASES = [pytest.param(False, id="no_bias"), pytest.param(True, id="item_bias")]
 
 
 def make_model(**options):
@@ -19,6 +20,8 @@ def make_model(**options):
     with torch.no_grad():  # far from even attention
         model.keys.normal_(std=4.0)
         model.memories.normal_(std=1.0)
+        if model.item_bias is not None:
+            model.item_bias.weight.normal_(std=0.5)
     return model
 
 
@@ -30,8 +33,10 @@ def relation(model, user, item):
 
 
 def distance(model, user, item, r):
+    """Of one pair, less the item's bias."""
     difference = model.user_embedding.weight[user] + r - model.item_embedding.weight[item]
-    return (difference**2 if model.distance == "squared_l2" else difference.abs()).sum()
+    distance = (difference**2 if model.distance == "squared_l2" else difference.abs()).sum()
+    return distance - (0 if model.item_bias is None else model.item_bias.weight[item, 0])
 
 
 def one_batch():
@@ -57,9 +62,10 @@ def test_distance_worked_by_hand():
 
 @pytest.mark.parametrize("metric", DISTANCES)
 @pytest.mark.parametrize("attention_bytes", [1, 1500, 2**24])
-def test_ranking_equals_the_formula_pair_by_pair(metric, attention_bytes, monkeypatch):
+@pytest.mark.parametrize("item_bias", BIASES)
+def test_ranking_equals_the_formula_pair_by_pair(metric, attention_bytes, item_bias, monkeypatch):
     monkeypatch.setattr(lrml, "_ATTENTION_BYTES", attention_bytes)
-    model = make_model(distance=metric)
+    model = make_model(distance=metric, item_bias=item_bias)
     users = [5, 0, 5, 2]
     pairs = [[distance(model, u, i, relation(model, u, i)).item() for i in range(9)] for u in users]
     scores = model.score_users(torch.tensor(users))
@@ -68,8 +74,10 @@ def test_ranking_equals_the_formula_pair_by_pair(metric, attention_bytes, monkey
 
 @pytest.mark.parametrize("metric", DISTANCES)
 @pytest.mark.parametrize("share_relation", [True, False])
-def test_loss_equals_loops_over_pairs(metric, share_relation):
-    model = make_model(distance=metric, share_relation=share_relation, margin=0.2)
+@pytest.mark.parametrize("item_bias", BIASES)
+def test_loss_equals_loops_over_pairs(metric, share_relation, item_bias):
+    options = {"share_relation": share_relation, "item_bias": item_bias}
+    model = make_model(distance=metric, margin=0.2, **options)
     terms = []
     for user, item, negatives in zip(*one_batch(), strict=True):
         r = relation(model, user, item)
@@ -82,8 +90,8 @@ def test_loss_equals_loops_over_pairs(metric, share_relation):
     torch.testing.assert_close(model.training_loss(one_batch()), expected, rtol=0, atol=1e-5)
 
 
-def test_keys_and_memories_learn():
-    model = make_model()
+def test_keys_memories_and_bias_learn():
+    model = make_model(item_bias=True)
     model.training_loss(one_batch()).backward()
     assert all(parameter.grad.abs().sum() > 0 for parameter in model.parameters())
 

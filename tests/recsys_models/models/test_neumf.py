@@ -6,15 +6,17 @@ from recsys_models.data.batches import TrainBatch
 from recsys_models.models import NeuMF, neumf
 
 SHAPES = [
-    pytest.param(3, (10, 7, 5, 2), id="fused"),
-    pytest.param(3, (), id="gmf_only"),
-    pytest.param(0, (4, 3), id="mlp_only"),
+    pytest.param(3, (10, 7, 5, 2), False, id="fused"),
+    pytest.param(3, (10, 7, 5, 2), True, id="fused_item_bias"),
+    pytest.param(3, (), False, id="gmf_only"),
+    pytest.param(0, (4, 3), False, id="mlp_only"),
+    pytest.param(0, (4, 3), True, id="mlp_only_item_bias"),
 ]
 
 
-def make_model(gmf_dim=3, mlp_dims=(10, 7, 5, 2), num_users=6, num_items=9, seed=0):
+def make_model(gmf_dim=3, mlp_dims=(10, 7, 5, 2), item_bias=False, num_items=9, seed=0):
     torch.manual_seed(seed)
-    model = NeuMF(num_users, num_items, gmf_dim, mlp_dims)
+    model = NeuMF(6, num_items, gmf_dim, mlp_dims, item_bias)
     for parameter in model.parameters():  # biases, too
         torch.nn.init.normal_(parameter, std=0.7)
     return model
@@ -31,7 +33,8 @@ def pair_logit(model, user, item):
         for layer in model.dense:
             hidden = torch.relu(layer.weight @ hidden + layer.bias)
         fused.append(hidden)
-    return (model.head.weight[0] @ torch.cat(fused) + model.head.bias[0]).item()
+    bias = 0.0 if model.item_bias is None else model.item_bias.weight[item, 0]
+    return (model.head.weight[0] @ torch.cat(fused) + model.head.bias[0] + bias).item()
 
 
 def all_logits(model, users):
@@ -56,19 +59,21 @@ def test_logit_worked_by_hand():
     assert model.score_users(torch.tensor([0])).item() == 10.25
 
 
-@pytest.mark.parametrize(("gmf_dim", "mlp_dims"), SHAPES)
+@pytest.mark.parametrize(("gmf_dim", "mlp_dims", "item_bias"), SHAPES)
 @pytest.mark.parametrize("tower_bytes", [1, 700, 2**24])
-def test_factorised_ranking_equals_the_formula(gmf_dim, mlp_dims, tower_bytes, monkeypatch):
+def test_factorised_ranking_equals_the_formula(
+    gmf_dim, mlp_dims, item_bias, tower_bytes, monkeypatch
+):
     monkeypatch.setattr(neumf, "_TOWER_BYTES", tower_bytes)
-    model = make_model(gmf_dim, mlp_dims)
+    model = make_model(gmf_dim, mlp_dims, item_bias)
     users = [5, 0, 5, 2]
     scores = model.score_users(torch.tensor(users))
     torch.testing.assert_close(scores, all_logits(model, users), rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize(("gmf_dim", "mlp_dims"), SHAPES)
-def test_loss_equals_the_mean_over_all_labelled_pairs(gmf_dim, mlp_dims):
-    model = make_model(gmf_dim, mlp_dims)
+@pytest.mark.parametrize(("gmf_dim", "mlp_dims", "item_bias"), SHAPES)
+def test_loss_equals_the_mean_over_all_labelled_pairs(gmf_dim, mlp_dims, item_bias):
+    model = make_model(gmf_dim, mlp_dims, item_bias)
     batch = TrainBatch(
         torch.tensor([0, 5]), torch.tensor([1, 8]), torch.tensor([[2, 3, 4], [0, 0, 7]])
     )
@@ -80,7 +85,7 @@ def test_loss_equals_the_mean_over_all_labelled_pairs(gmf_dim, mlp_dims):
 
 
 def test_every_parameter_learns():
-    model = make_model()
+    model = make_model(item_bias=True)
     users = torch.arange(6)
     model.training_loss(TrainBatch(users, users, users.unsqueeze(1) + 3)).backward()
     assert all(parameter.grad.abs().sum() > 0 for parameter in model.parameters())
@@ -110,9 +115,10 @@ def test_layers_are_tables_dense_layers_and_head():
     assert list(make_model(0, (4, 3)).layer_groups()) == ["mlp", "dense_1", "head"]
 
 
+@pytest.mark.parametrize("item_bias", [False, True])
 @pytest.mark.parametrize("alpha", [0.5, 0.2])
-def test_pretrained_parts_are_mixed_by_alpha(alpha):
-    gmf, mlp = make_model(3, (), seed=1), make_model(0, (4, 3), seed=2)
+def test_pretrained_parts_are_mixed_by_alpha(alpha, item_bias):
+    gmf, mlp = make_model(3, (), item_bias, seed=1), make_model(0, (4, 3), item_bias, seed=2)
     model = NeuMF.from_pretrained(gmf, mlp, alpha)
     users = torch.arange(6)
     expected = alpha * gmf.score_users(users) + (1 - alpha) * mlp.score_users(users)
@@ -135,6 +141,7 @@ def test_pretrained_parts_are_copied():
     [
         ((make_model(), make_model(0, (4, 3))), 0.5, "GMF alone and an MLP alone"),
         ((make_model(3, ()), make_model(0, (4, 3), num_items=8)), 0.5, "of the same data"),
+        ((make_model(3, (), True), make_model(0, (4, 3))), 0.5, "agree about item_bias"),
         ((make_model(3, ()), make_model(0, (4, 3))), 1.5, "alpha must lie between 0 and 1"),
     ],
 )

@@ -21,6 +21,7 @@ MODELS = {
     "bpr_mf": lambda *sizes: BPRMF(*sizes, dim=4, init_std=0.5),
     "neumf": lambda *sizes: NeuMF(*sizes, gmf_dim=4, mlp_dims=(8, 4), init_std=0.5),
     "lrml": lambda *sizes: LRML(*sizes, dim=4, num_memories=3, init_std=0.5),
+    "lrml_item_bias": lambda *sizes: LRML(*sizes, dim=4, item_bias=True, bias_scale=1.0),
     "ngcf": lambda *sizes: NGCF(*sizes, dim=4, layer_dims=(4,)),
     "lightgcn": lambda *sizes: LightGCN(*sizes, dim=4),
 }
@@ -55,6 +56,8 @@ if __name__ == "__main__":
     }))
 """
 
+MODELS = ["bpr_mf", "neumf", "lrml", "lrml_item_bias", "ngcf", "lightgcn"]
+
 
 @pytest.fixture(scope="module")
 def found(tmp_path_factory):
@@ -72,12 +75,12 @@ def found(tmp_path_factory):
     return json.loads(done.stdout.splitlines()[-1])
 
 
-@pytest.mark.parametrize("model", ["bpr_mf", "neumf", "lrml", "ngcf", "lightgcn"])
+@pytest.mark.parametrize("model", MODELS)
 def test_two_ranks_rank_as_one(found, model):
     assert found[model]["joint"] == pytest.approx(found[model]["alone"], abs=1e-12)
 
 
-@pytest.mark.parametrize("model", ["bpr_mf", "neumf", "lrml", "ngcf", "lightgcn"])
+@pytest.mark.parametrize("model", MODELS)
 def test_two_ranks_train(found, model):
     trained = found[model]["trained"]
     assert 0 < trained["train/loss"] < 10
