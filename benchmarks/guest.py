@@ -70,7 +70,6 @@ class Began:
 def train(
     width, callbacks, epochs=1, batches=BATCHES, batch_size=BATCH_SIZE, group_per_layer=False
 ):
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     L.seed_everything(0, verbose=False)
     model = Perceptron(width, group_per_layer)
     trainer = L.Trainer(
@@ -171,6 +170,7 @@ def peak_of(width, carry):
 
 
 def measure(width, carry, sender) -> None:
+    be_quiet()
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", 1)))
     length = {} if carry == "population" else {"probe_steps": 2}
     callbacks = [DEOptCallback("val_loss", carry=carry, workers=0, **length)] if carry else []
@@ -185,8 +185,13 @@ def summary(ratios):
     return {"median": median, "quartiles": [low, high]}
 
 
-def main() -> None:
+def be_quiet() -> None:
     warnings.filterwarnings("ignore")
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+
+
+def main() -> None:
+    be_quiet()
     result = {
         "threads": torch.get_num_threads(),
         "load_average": os.getloadavg()[0],
