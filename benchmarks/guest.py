@@ -31,6 +31,13 @@ from deopt_lightning import DEOptCallback
 from deopt_lightning.snapshot import Snapshot
 
 ROUNDS, RESTING_ROUNDS, BATCHES, BATCH_SIZE = 11, 31, 100, 128
+MEMORY = {  # where malloc takes large tensors from, and what becomes of those that are freed
+    "used_again": {"MALLOC_MMAP_THRESHOLD_": "4000000000", "MALLOC_TRIM_THRESHOLD_": "8000000000"},
+    "fresh_from_the_system": {
+        "MALLOC_MMAP_THRESHOLD_": "1000000",
+        "MALLOC_TRIM_THRESHOLD_": "1000000",
+    },
+}
 RESULTS = Path(__file__).parent / "results"
 
 
@@ -130,7 +137,7 @@ def probe_step(width):
 
 
 def snapshot(width):
-    """Taking and restoring a snapshot over one foreach copy of the same tensors."""
+    """Taking and restoring a snapshot over one foreach copy into tensors that are there."""
     model = Perceptron(width)
     optimizer = model.configure_optimizers()
     model.net(torch.randn(8, width)).sum().backward()
@@ -159,25 +166,34 @@ def peak_memory(width):
 
 
 def peak_of(width, carry):
-    os.environ["MALLOC_MMAP_THRESHOLD_"] = "1000000"  # freed tensors go back to the system
-    context = multiprocessing.get_context("spawn")
-    receiver, sender = context.Pipe(duplex=False)
-    process = context.Process(target=measure, args=(width, carry, sender))
-    process.start()
-    peak = receiver.recv()
-    process.join()
-    return peak
+    return in_a_process(peak, (width, carry), MEMORY["fresh_from_the_system"])
 
 
-def measure(width, carry, sender) -> None:
-    be_quiet()
-    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", 1)))
+def peak(width, carry):
     length = {} if carry == "population" else {"probe_steps": 2}
     callbacks = [DEOptCallback("val_loss", carry=carry, workers=0, **length)] if carry else []
     gc.collect()
     train(width, callbacks, epochs=2, batches=4, batch_size=8)
     status = Path("/proc/self/status").read_text()  # getrusage tells the parent's peak, too
-    sender.send(1024 * int(status.partition("VmHWM:")[2].split()[0]))
+    return 1024 * int(status.partition("VmHWM:")[2].split()[0])
+
+
+def in_a_process(function, arguments, malloc):
+    """What a function returns in a process of its own, whose malloc has the given settings."""
+    os.environ.update(malloc)
+    context = multiprocessing.get_context("spawn")
+    receiver, sender = context.Pipe(duplex=False)
+    process = context.Process(target=send, args=(sender, function, arguments))
+    process.start()
+    result = receiver.recv()
+    process.join()
+    return result
+
+
+def send(sender, function, arguments) -> None:
+    be_quiet()
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", 1)))
+    sender.send(function(*arguments))
 
 
 def summary(ratios):
@@ -202,7 +218,10 @@ def main() -> None:
         "rounds_outside_generations": RESTING_ROUNDS,
         "epoch_outside_generations": {str(w): outside_generations(w) for w in (64, 256)},
         "probe_step": {str(w): probe_step(w) for w in (64, 256)},
-        "snapshot_and_restore_over_a_copy": {str(w): snapshot(w) for w in (512, 2048)},
+        "snapshot_and_restore_over_a_copy": {
+            memory: {str(w): in_a_process(snapshot, (w,), malloc) for w in (512, 2048)}
+            for memory, malloc in MEMORY.items()
+        },
         "peak_memory_in_copies": peak_memory(2048),
     }
     RESULTS.mkdir(exist_ok=True)
