@@ -4,14 +4,21 @@
 PYTHON ?= python3
 PY := .venv/bin/python
 SETUP := .venv/.ready
+OLDEST := .venv-oldest/.ready
+# The tests of what the callback does inside a Trainer, which depends on versions most.
+CORE := $(addprefix tests/deopt_lightning/test_, callback.py guests.py lr_schedule.py members.py \
+	models.py param_groups.py refusals.py resume.py snapshot.py transparency.py)
 
-.PHONY: demo test lint clean
+.PHONY: demo test test-oldest lint clean
 
 demo: $(SETUP)
 	$(PY) -m recsys_models.train experiment=demo
 
 test: $(SETUP)
 	$(PY) -m pytest
+
+test-oldest: $(OLDEST)
+	.venv-oldest/bin/python -m pytest -n 2 $(CORE)
 
 lint: $(SETUP)
 	$(PY) -m ruff check .
@@ -24,5 +31,11 @@ $(SETUP): pyproject.toml constraints.txt
 	$(PY) -m pip install --quiet --constraint constraints.txt --editable ".[dev]"
 	touch $(SETUP)
 
+$(OLDEST): pyproject.toml constraints-oldest.txt
+	$(PYTHON) -m venv .venv-oldest
+	.venv-oldest/bin/python -m pip install --quiet --constraint constraints-oldest.txt --editable . \
+		hypothesis pytest pytest-xdist scipy torchmetrics
+	touch $(OLDEST)
+
 clean:
-	rm -rf .venv outputs multirun
+	rm -rf .venv .venv-oldest outputs multirun

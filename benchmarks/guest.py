@@ -6,11 +6,14 @@ Run from the root of the checkout::
 
 Writes benchmarks/results/guest_<threads>t.json. All times are CPU time of the process, and what is
 compared takes turns, so that other load on the machine matters less. Memory is measured in
-processes of their own.
+processes of their own. Outside generations there are two baselines: the user's own run, and one
+whose optimizer has a group per layer from the start, without the callback. Learning per layer needs
+those groups, and torch's optimizers loop over them; what the second leaves is the callback's own.
 """
 
 import gc
 import json
+import logging
 import multiprocessing
 import os
 import platform
@@ -27,15 +30,23 @@ from torch.utils.data import DataLoader, TensorDataset
 from deopt_lightning import DEOptCallback
 from deopt_lightning.snapshot import Snapshot
 
-ROUNDS, BATCHES, BATCH_SIZE = 11, 100, 128
+ROUNDS, RESTING_ROUNDS, BATCHES, BATCH_SIZE = 11, 31, 100, 128
+MEMORY = {  # where malloc takes large tensors from, and what becomes of those that are freed
+    "used_again": {"MALLOC_MMAP_THRESHOLD_": "4000000000", "MALLOC_TRIM_THRESHOLD_": "8000000000"},
+    "fresh_from_the_system": {
+        "MALLOC_MMAP_THRESHOLD_": "1000000",
+        "MALLOC_TRIM_THRESHOLD_": "1000000",
+    },
+}
 RESULTS = Path(__file__).parent / "results"
 
 
 class Perceptron(L.LightningModule):
     """Six layers; notes when each training step begins, and whether in a probe."""
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, group_per_layer: bool = False) -> None:
         super().__init__()
+        self.group_per_layer = group_per_layer
         layers = [layer for _ in range(6) for layer in (nn.Linear(width, width), nn.ReLU())]
         self.net = nn.Sequential(*layers)
         object.__setattr__(self, "began", Began())
@@ -51,7 +62,9 @@ class Perceptron(L.LightningModule):
         self.log("val_loss", (self.net(batch[0]) - batch[0]).square().mean())
 
     def configure_optimizers(self):  # noqa: D102
-        return torch.optim.Adam(self.parameters(), lr=1e-3)
+        layers = [layer for layer in self.net if isinstance(layer, nn.Linear)]
+        groups = [{"params": list(layer.parameters())} for layer in layers]
+        return torch.optim.Adam(groups if self.group_per_layer else self.parameters(), lr=1e-3)
 
 
 class Began:
@@ -61,9 +74,11 @@ class Began:
         self.steps = []
 
 
-def train(width, callbacks, epochs=1, batches=BATCHES, batch_size=BATCH_SIZE):
+def train(
+    width, callbacks, epochs=1, batches=BATCHES, batch_size=BATCH_SIZE, group_per_layer=False
+):
     L.seed_everything(0, verbose=False)
-    model = Perceptron(width)
+    model = Perceptron(width, group_per_layer)
     trainer = L.Trainer(
         max_epochs=epochs,
         accelerator="cpu",
@@ -88,13 +103,23 @@ def periods(steps, loop):
 
 
 def outside_generations(width):
-    """Epoch with the callback at rest over the plain epoch: median of the rounds' ratios."""
-    ratios = []
-    for _ in range(ROUNDS):
-        plain = sum(periods(train(width, []), "_TrainingEpochLoop"))
-        resting = DEOptCallback("val_loss", warmup_epochs=10)
-        ratios.append(sum(periods(train(width, [resting]), "_TrainingEpochLoop")) / plain)
-    return summary(ratios)
+    """Epoch with the callback at rest over each baseline: medians of the rounds' ratios."""
+    to_users_groups, to_groups_per_layer = [], []
+    for _ in range(RESTING_ROUNDS):
+        plain, grouped, resting = (
+            sum(periods(steps, "_TrainingEpochLoop"))
+            for steps in (
+                train(width, []),
+                train(width, [], group_per_layer=True),
+                train(width, [DEOptCallback("val_loss", warmup_epochs=10)]),
+            )
+        )
+        to_users_groups.append(resting / plain)
+        to_groups_per_layer.append(resting / grouped)
+    return {
+        "over_users_groups": summary(to_users_groups),
+        "over_a_group_per_layer": summary(to_groups_per_layer),
+    }
 
 
 def probe_step(width):
@@ -112,7 +137,7 @@ def probe_step(width):
 
 
 def snapshot(width):
-    """Taking and restoring a snapshot over one foreach copy of the same tensors."""
+    """Taking and restoring a snapshot over one foreach copy into tensors that are there."""
     model = Perceptron(width)
     optimizer = model.configure_optimizers()
     model.net(torch.randn(8, width)).sum().backward()
@@ -131,36 +156,44 @@ def snapshot(width):
 
 
 def peak_memory(width):
-    """Peak over the plain run's, in copies of model and optimizer state."""
+    """Peak over the plain run's, in copies of model and optimizer state; of five members."""
     copy = 3 * 4 * sum(p.numel() for p in Perceptron(width).parameters())
     plain = peak_of(width, None)
     return {
-        carry: (peak_of(width, carry) - plain) / copy for carry in ("weights", "hyperparameters")
+        carry: (peak_of(width, carry) - plain) / copy
+        for carry in ("population", "weights", "hyperparameters")
     }
 
 
 def peak_of(width, carry):
-    os.environ["MALLOC_MMAP_THRESHOLD_"] = "1000000"  # freed tensors go back to the system
-    context = multiprocessing.get_context("spawn")
-    receiver, sender = context.Pipe(duplex=False)
-    process = context.Process(target=measure, args=(width, carry, sender))
-    process.start()
-    peak = receiver.recv()
-    process.join()
-    return peak
+    return in_a_process(peak, (width, carry), MEMORY["fresh_from_the_system"])
 
 
-def measure(width, carry, sender) -> None:
-    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", 1)))
-    callbacks = (
-        [DEOptCallback("val_loss", carry=carry, population_size=4, probe_steps=2, workers=0)]
-        if carry
-        else []
-    )
+def peak(width, carry):
+    length = {} if carry == "population" else {"probe_steps": 2}
+    callbacks = [DEOptCallback("val_loss", carry=carry, workers=0, **length)] if carry else []
     gc.collect()
     train(width, callbacks, epochs=2, batches=4, batch_size=8)
     status = Path("/proc/self/status").read_text()  # getrusage tells the parent's peak, too
-    sender.send(1024 * int(status.partition("VmHWM:")[2].split()[0]))
+    return 1024 * int(status.partition("VmHWM:")[2].split()[0])
+
+
+def in_a_process(function, arguments, malloc):
+    """What a function returns in a process of its own, whose malloc has the given settings."""
+    os.environ.update(malloc)
+    context = multiprocessing.get_context("spawn")
+    receiver, sender = context.Pipe(duplex=False)
+    process = context.Process(target=send, args=(sender, function, arguments))
+    process.start()
+    result = receiver.recv()
+    process.join()
+    return result
+
+
+def send(sender, function, arguments) -> None:
+    be_quiet()
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", 1)))
+    sender.send(function(*arguments))
 
 
 def summary(ratios):
@@ -168,8 +201,13 @@ def summary(ratios):
     return {"median": median, "quartiles": [low, high]}
 
 
-def main() -> None:
+def be_quiet() -> None:
     warnings.filterwarnings("ignore")
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+
+
+def main() -> None:
+    be_quiet()
     result = {
         "threads": torch.get_num_threads(),
         "load_average": os.getloadavg()[0],
@@ -177,9 +215,13 @@ def main() -> None:
         "lightning": L.__version__,
         "python": platform.python_version(),
         "rounds": ROUNDS,
+        "rounds_outside_generations": RESTING_ROUNDS,
         "epoch_outside_generations": {str(w): outside_generations(w) for w in (64, 256)},
         "probe_step": {str(w): probe_step(w) for w in (64, 256)},
-        "snapshot_and_restore_over_a_copy": {str(w): snapshot(w) for w in (512, 2048)},
+        "snapshot_and_restore_over_a_copy": {
+            memory: {str(w): in_a_process(snapshot, (w,), malloc) for w in (512, 2048)}
+            for memory, malloc in MEMORY.items()
+        },
         "peak_memory_in_copies": peak_memory(2048),
     }
     RESULTS.mkdir(exist_ok=True)

@@ -42,7 +42,7 @@ class TinyModel(L.LightningModule):
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         x, y = batch["main"] if isinstance(batch, dict) else batch
         prediction = self(x)
-        loss = nn.functional.mse_loss(prediction.float(), y)
+        loss = nn.functional.mse_loss(prediction.float(), y.float())
         self.steps_seen += 1
         self.losses.append(float(loss.detach()))
         self.train_error(prediction.float(), y)

