@@ -15,7 +15,7 @@ demo: $(SETUP)
 	$(PY) -m recsys_models.train experiment=demo
 
 test: $(SETUP)
-	$(PY) -m pytest
+	$(PY) -m pytest -n 2
 
 test-oldest: $(OLDEST)
 	.venv-oldest/bin/python -m pytest -n 2 $(CORE)
