@@ -1,16 +1,15 @@
-"""Compare settings by test NDCG@10 of inner splits, of which the real test set is no part.
+r"""Compare settings by test NDCG@10 of inner splits, of which the real test set is no part.
 
 Training and validation pairs of the configured split are put together and split anew, by the same
 ratios, with several seeds. In each inner split every setting trains with early stopping on inner
-validation; its inner test metric, less MostPop's there, is what a user wants to be high, and its
-mean over splits varies less than one validation metric. Run from the root of the checkout, with the
-overrides of ``recsys-train`` that all settings share, and ``--try`` for what each adds to them::
+validation, and inner test tells how far it gets above MostPop. Run from the root of the checkout,
+with the overrides of ``recsys-train`` that all settings share, and ``--try`` for what each adds::
 
     python benchmarks/nested_selection.py experiment=filmtrust/neumf data.path=ratings.txt \
         --try "" --try "optimizer.lr=3e-4 callbacks.early_stopping.patience=60"
 
 Prints one row per setting: the gap of each split, in units of 1e-4, their mean and its standard
-error. The latter is too small by an unknown factor, because the inner splits share their pairs.
+error, and each split's chosen epoch. The error is too small, because the splits share their pairs.
 """
 
 import argparse
