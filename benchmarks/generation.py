@@ -2,16 +2,17 @@
 
 Run from the root of the checkout; ratings are generated where no files are given::
 
-    python benchmarks/generation.py [filmtrust=ratings.txt] [ml_1m=ratings.dat]
+    python benchmarks/generation.py [filmtrust=ratings.txt] [ml_1m=ratings.dat] [rounds=3]
 
-Each way has a process of its own; they take turns, three rounds, and the medians are compared.
+Each way has a process of its own; they take turns, in rounds, and the medians are compared.
 With 10 candidates, each trained for 10 steps and validated on all users:
 
 - ``plain``: for each candidate the weights and the optimizer are loaded, one parameter group per
   layer is written, 10 batches are indexed and trained on, and all users ranked; two threads.
 - ``literal``: a Trainer and a DataLoader for each candidate; two threads.
-- ``loops``, ``direct``, ``workers``: the callback in a Trainer, with Lightning's loops, with direct
-  steps, and with two worker processes, which is its default with two threads.
+- ``loops``, ``direct``, ``workers``, ``compiled``: the callback in a Trainer, with Lightning's
+  loops, with direct steps, with two worker processes as well, which is its default with two
+  threads, and with compiled steps in these (compile time is not part of a generation's).
 
 ``epoch`` compares one of the Trainer's own epochs, validation included, with an epoch of five
 members (``carry="population"``). Writes benchmarks/results/generation.json.
@@ -47,13 +48,15 @@ CASES = [
     ("filmtrust", "lrml"),
 ]
 SHAPES = {"filmtrust": (1_508, 2_071, 35_494), "ml_1m": (6_040, 3_706, 1_000_209)}
-CANDIDATES, STEPS, MEMBERS, ROUNDS = 10, 10, 5, 3
-GENERATION_WAYS = ("plain", "literal", "loops", "direct", "workers")
+CANDIDATES, STEPS, MEMBERS = 10, 10, 5
+EPOCHS, LONG_RUN = 5, 5_000  # measured, and of a run that compiling would be worth it for
+GENERATION_WAYS = ("plain", "literal", "loops", "direct", "workers", "compiled")
 EPOCH_WAYS = ("own epoch", "members, in turn", "members, workers")
 CALLBACK = {
     "loops": {"direct_steps": False, "workers": 0},
     "direct": {"workers": 0},
     "workers": {"workers": 2},
+    "compiled": {"workers": 2, "compile_steps": True},
     "members, in turn": {"workers": 0},
     "members, workers": {"workers": 2},
 }
@@ -63,12 +66,14 @@ def main() -> None:
     if sys.argv[1:2] == ["--measure"]:
         print(json.dumps(measure(*sys.argv[2:5], path=sys.argv[5] or None)))
         return
-    paths = dict(argument.split("=", 1) for argument in sys.argv[1:])
+    options = dict(argument.split("=", 1) for argument in sys.argv[1:])
+    rounds = int(options.pop("rounds", 3))
+    paths = options
     rows: dict[str, dict[str, float]] = {}
     for data, model in CASES:
         ways = GENERATION_WAYS + (EPOCH_WAYS if model == "bpr_mf" else ())
         taken: dict[str, list[float]] = {way: [] for way in ways}
-        for _ in range(ROUNDS):
+        for _ in range(rounds):
             for way in ways:
                 taken[way].append(in_process(data, model, way, paths.get(data, "")))
         rows[f"{data} {model}"] = report(data, model, taken)
@@ -80,6 +85,7 @@ def main() -> None:
         "cores": os.cpu_count(),
         "load": os.getloadavg(),
         "real_data": sorted(paths),
+        "rounds": rounds,
         "seconds": rows,
     }
     (RESULTS / "generation.json").write_text(json.dumps(facts, indent=2) + "\n")
@@ -179,7 +185,7 @@ def literal(module: L.LightningModule, data: RecsysDataModule) -> float:
 
 
 class Clock(L.Callback):
-    """Seconds of each epoch."""
+    """Seconds of each epoch; ends the run after some of them."""
 
     def __init__(self) -> None:
         self.times: list[float] = []
@@ -187,6 +193,10 @@ class Clock(L.Callback):
     def on_train_epoch_start(self, *_) -> None:
         """Note the time."""
         self.times.append(time.perf_counter())
+
+    def on_train_epoch_end(self, trainer: L.Trainer, *_) -> None:
+        """Enough is enough."""
+        trainer.should_stop = len(self.times) == EPOCHS
 
     def on_train_end(self, *_) -> None:
         """Note the time."""
@@ -201,7 +211,7 @@ def in_trainer(module: L.LightningModule, data: RecsysDataModule, way: str) -> f
     elif way in CALLBACK:
         options = {"carry": "population", "population_size": MEMBERS}
         callbacks = [DEOptCallback("val/ndcg@10", "max", **options, **CALLBACK[way])]
-    quiet_trainer(max_epochs=5, callbacks=[*callbacks, clock]).fit(module, datamodule=data)
+    quiet_trainer(max_epochs=LONG_RUN, callbacks=[*callbacks, clock]).fit(module, datamodule=data)
     if way in GENERATION_WAYS:
         rows = callbacks[0].history[1:]  # the first checks which steps may be taken
         return statistics.median(CANDIDATES * r["seconds"] / r["evaluations"] for r in rows)
