@@ -31,7 +31,7 @@ def needed_by(file, rating_files):
 
 def test_every_group_has_a_file():
     groups = {file.parent.name for file in FILES}
-    expected = "model data trainer optimizer search tuner logger experiment"
+    expected = "model data trainer optimizer search tuner logger callbacks experiment"
     assert groups == set(expected.split())
 
 
