@@ -6,6 +6,7 @@ python -m tests.deopt_lightning.ddp_runs FOLDER [STRATEGY KIND ...]
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from deopt_lightning import DEOptCallback
 from tests.tiny import SilentDryRun, TinyModel, fit, tiny_data
 
 KINDS = ("plain", "dry", "search", "population", "diverging", "uneven", "broken", "resumed")
+KILLED = ("killed", "after_kill")  # the second resumes the first, and should end like "population"
 
 
 class Diverges(TinyModel):
@@ -36,6 +38,19 @@ class Diverges(TinyModel):
 
     def on_validation_epoch_end(self) -> None:
         pass
+
+
+class Killed(TinyModel):
+    """The second process is gone in the middle of the second generation."""
+
+    def on_validation_epoch_end(self) -> None:
+        super().on_validation_epoch_end()
+        probing = type(self.trainer.fit_loop.epoch_loop).__name__ == "ProbeEpochLoop"
+        if probing and self.trainer.current_epoch == 1 and self.global_rank == 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+MODELS = {"diverging": Diverges, "killed": Killed}
 
 
 class Report(L.Callback):
@@ -57,11 +72,16 @@ class Report(L.Callback):
 
 def callbacks_of(kind: str, folder: Path) -> list[L.Callback]:
     probes = {"population_size": 4, "probe_steps": 3}
-    checkpoint = ModelCheckpoint(folder / "checkpoints", save_top_k=-1, filename="{epoch}")
+    places = {"broken": "checkpoints", "killed": "before_kill"}
+    place = folder / places.get(kind, "none")
+    checkpoint = ModelCheckpoint(place, save_top_k=-1, filename="{epoch}")
+    members = DEOptCallback("val_loss", population_size=4, carry="population")
     return {
         "plain": [],
         "dry": [SilentDryRun()],
-        "population": [DEOptCallback("val_loss", population_size=4, carry="population")],
+        "population": [members],
+        "killed": [members, checkpoint],
+        "after_kill": [members],
         "broken": [DEOptCallback("val_loss", **probes), checkpoint],
     }.get(kind, [DEOptCallback("val_loss", **probes)])
 
@@ -78,12 +98,13 @@ def uneven_loaders() -> dict[str, Any]:
 
 def train(kind: str, folder: Path, strategy: str) -> None:
     options: dict[str, Any] = uneven_loaders() if kind == "uneven" else {}
-    if kind == "resumed":
-        options["ckpt_path"] = str(folder / "checkpoints" / "epoch=0.ckpt")
+    written_by = {"resumed": "checkpoints", "after_kill": "before_kill"}
+    if kind in written_by:
+        options["ckpt_path"] = str(folder / written_by[kind] / "epoch=0.ckpt")
     fit(
         folder / kind,
         [*callbacks_of(kind, folder), Report(folder, kind)],
-        model=Diverges if kind == "diverging" else TinyModel,
+        model=MODELS.get(kind, TinyModel),
         max_epochs=2,
         devices=2,
         strategy=strategy,

@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.deopt_lightning.ddp_runs import KINDS
+from tests.deopt_lightning.ddp_runs import KILLED, KINDS
 
 ROOT = Path(__file__).parents[2]
 
 
-def launch(folder: Path, *arguments: str) -> None:
+def launch(folder: Path, *arguments: str, fails: bool = False) -> None:
     launcher = ("PL_", "LOCAL_RANK", "NODE", "WORLD_SIZE", "MASTER_")
     environment = {k: v for k, v in os.environ.items() if not k.startswith(launcher)}
     done = subprocess.run(
@@ -27,7 +27,7 @@ def launch(folder: Path, *arguments: str) -> None:
         timeout=300,
         check=False,
     )
-    assert done.returncode == 0, done.stderr[-3000:]
+    assert (done.returncode != 0) == fails, done.stderr[-3000:]
 
 
 def read(folder: Path, kind: str) -> list[dict]:
@@ -88,3 +88,16 @@ def test_spawned_processes_do_the_same(results: dict[str, list[dict]], tmp_path:
     for spawned, started in zip(read(tmp_path, "search"), results["search"], strict=True):
         assert spawned["perf"] == started["perf"]
         assert all(map(torch.equal, parameters(spawned), parameters(started)))
+
+
+def test_a_run_whose_process_is_killed_goes_on_bit_for_bit(
+    results: dict[str, list[dict]], tmp_path: Path
+) -> None:
+    killed, after_kill = KILLED
+    launch(tmp_path, "ddp", killed, fails=True)
+    assert not list(tmp_path.glob(f"{killed}-*.pt"))  # neither process came to its end
+    launch(tmp_path, "ddp", after_kill)
+    resumed = read(tmp_path, after_kill)
+    for unbroken, again in zip(results["population"], resumed, strict=True):
+        assert all(map(torch.equal, parameters(unbroken), parameters(again)))
+        assert (unbroken["perf"], unbroken["schedule"]) == (again["perf"], again["schedule"])
