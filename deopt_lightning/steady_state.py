@@ -31,6 +31,7 @@ from deopt_lightning.search_space import Repair, SearchSpace
 
 REPLACED = 0.4  # of the members, in each generation
 ARCHIVE = 4  # vectors for each member
+FALL = 0.15  # decades that an lr may fall by from the best member to a trial
 
 
 class SteadyStateDE:
@@ -41,6 +42,10 @@ class SteadyStateDE:
     is drawn from the members and an archive of replaced ones (Zhang and Sanderson, JADE, 2009),
     which keeps the steps from shrinking with a population that has just gathered around one
     member.
+
+    No lr of a trial is below the best member's by more than ``FALL`` decades. The metric gains at
+    once where an lr falls and loses only later what a higher one would still have found, so
+    selection alone lets rates fall until training stands still.
 
     Args:
         space: The dimensions and their bounds.
@@ -79,6 +84,11 @@ class SteadyStateDE:
         low, high = near or (space.coordinate_low, space.coordinate_high)
         spread = latin_hypercube(low, high, population_size, self._rng)
         self.vectors = with_first(space, spread, initial)
+        is_lr = [
+            name.startswith("lr/") and scale == "log"
+            for name, scale in zip(space.names, space.scale, strict=True)
+        ]
+        self._fall = np.where(is_lr, FALL, np.inf)
         self.archive = np.empty((0, space.dimensions))
         self.generation = 0
 
@@ -136,7 +146,8 @@ class SteadyStateDE:
             mutant = equations.mutant_vectors(x_r1, x_r2, x_r3, factor)
             trial = equations.trial_vectors(target, mutant, omega)
         repaired: FloatArray = self.space.repair(trial[0], self.repair)
-        return repaired
+        limited: FloatArray = np.maximum(repaired, target[0] - self._fall)
+        return limited
 
     def state_dict(self) -> dict[str, Any]:
         """The state in plain Python types."""

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from deopt_lightning.search_space import SearchSpace
-from deopt_lightning.steady_state import SteadyStateDE
+from deopt_lightning.steady_state import FALL, SteadyStateDE
 
 
 def build(seed: int = 0, low: float = 0.0, high: float = 1.0, **options: Any) -> SteadyStateDE:
@@ -56,6 +56,22 @@ def test_a_trial_is_made_around_the_best(strategy: str, seed: int) -> None:
     search.tell([0.1, 0.2, 0.3, 0.4, 0.0])
     assert search.vectors[1:4].tolist() == [[5.0], [5.0], [5.0]]
     assert np.abs(search.vectors[[0, 4]] - 5.0).max() <= 2 * 8
+
+
+def test_an_lr_falls_by_little_at_a_time_and_rises_freely() -> None:
+    wide = SearchSpace.for_layers(["one", "two"], (1e-9, 1.0), (1e-9, 1.0))
+    search = SteadyStateDE(wide, 5, seed=0)
+    rng = np.random.default_rng(1)
+    steps = []
+    for _ in range(200):
+        perf, before = rng.random(5), search.vectors
+        search.tell(perf)
+        new = (search.vectors != before).any(axis=1)
+        steps.append(search.vectors[new] - before[perf.argmax()])
+    lr, weight_decay = np.split(np.concatenate(steps), 2, axis=1)
+    assert lr.min() == pytest.approx(-FALL)
+    assert lr.max() > 1
+    assert weight_decay.min() < -1
 
 
 def test_members_without_a_finite_perf_are_all_replaced() -> None:
