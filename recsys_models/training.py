@@ -50,9 +50,12 @@ class Training:
             torch.set_num_threads(cfg.threads)
         self.model: L.LightningModule = instantiate(cfg.model, **_sizes(data))
         _check_monitor(cfg.monitor, self.model)
-        self.tuner: L.Callback | None = instantiate(cfg.tuner.callback)
-        self.costs = CostCurve(cfg.monitor, self.tuner, watch)
         own = [instantiate(entry) for entry in cfg.callbacks.values()]
+        # Tuners are known by what they offer, not by class: this package imports none of them.
+        learning = next((c for c in own if hasattr(c, "schedule")), None)
+        self.tuner: L.Callback | None = instantiate(cfg.tuner.callback) or learning
+        self.costs = CostCurve(cfg.monitor, self.tuner, watch)
+        own = [callback for callback in own if callback is not self.tuner]
         if not choose_epoch:
             own = [c for c in own if not isinstance(c, (EarlyStopping, ModelCheckpoint))]
         callbacks = [c for c in (self.tuner, self.costs, *own, *extra) if c is not None]

@@ -5,6 +5,7 @@ import torch
 from hydra.utils import instantiate
 
 from recsys_models import train
+from recsys_models.report import read_json
 
 CONF = Path(train.config_dir())
 FILES = sorted(
@@ -87,3 +88,11 @@ def test_configurations_need_no_environment_and_no_machine_paths():
         text = file.read_text()
         assert "oc.env" not in text
         assert "/home" not in text
+
+
+def test_the_callback_among_others_counts_as_the_tuner(compose_train, tmp_path):
+    train.run(compose_train("callbacks=deopt", "trainer.max_epochs=3"))
+    result = read_json(tmp_path / "out" / "result.json")
+    assert result.probe_steps > 0
+    assert set(result.schedule[0]["lr"]) == {"users", "items"}
+    assert result.schedule[0]["lr"] != result.schedule[-1]["lr"]
