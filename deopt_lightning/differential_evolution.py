@@ -232,13 +232,7 @@ class DifferentialEvolution:
         """Build the trials of the targets `rows`, which may repeat, with the given F."""
         vectors = self._population.vectors
         x_r1, x_r2, x_r3 = (vectors[parents[rows, k]] for k in range(3))
-        if self.strategy == "current_to_rand":
-            trials = equations.current_to_rand(
-                vectors[rows], x_r1, x_r2, x_r3, factors, omegas[rows]
-            )
-        else:
-            mutants = equations.mutant_vectors(x_r1, x_r2, x_r3, factors)
-            trials = equations.trial_vectors(vectors[rows], mutants, omegas[rows])
+        trials = build_trials(self.strategy, vectors[rows], x_r1, x_r2, x_r3, factors, omegas[rows])
         return self.space.repair(trials, self.repair)
 
     def _settings(self) -> dict[str, Any]:
@@ -251,6 +245,22 @@ class DifferentialEvolution:
             "rescore_targets": self.rescore_targets,
             "repair": self.repair,
         }
+
+
+def build_trials(
+    strategy: Strategy,
+    targets: FloatArray,
+    x_r1: FloatArray,
+    x_r2: FloatArray,
+    x_r3: FloatArray,
+    factors: FloatArray,
+    omegas: FloatArray,
+) -> FloatArray:
+    """Trials by Eq. 9 as printed ("current_to_rand"), or by Eq. 7 put into Eq. 8."""
+    if strategy == "current_to_rand":
+        return equations.current_to_rand(targets, x_r1, x_r2, x_r3, factors, omegas)
+    mutants = equations.mutant_vectors(x_r1, x_r2, x_r3, factors)
+    return equations.trial_vectors(targets, mutants, omegas)
 
 
 def check_settings(

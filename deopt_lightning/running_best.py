@@ -21,7 +21,12 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from deopt_lightning import equations
-from deopt_lightning.differential_evolution import Strategy, check_equal_settings, check_settings
+from deopt_lightning.differential_evolution import (
+    Strategy,
+    build_trials,
+    check_equal_settings,
+    check_settings,
+)
 from deopt_lightning.equations import FloatArray
 from deopt_lightning.population import with_first
 from deopt_lightning.scale_factor import F_LOW, F_RANGE, TAU
@@ -137,11 +142,7 @@ class RunningBestDE:
         uniform, redrawn, rare, omegas = self._rng.random((4, layers))
         factors = np.where(rare < TAU[0], F_LOW + F_RANGE * redrawn, uniform)
         own = pairs[:, target]
-        if self.strategy == "current_to_rand":
-            trials = equations.current_to_rand(own, x_r1, x_r2, x_r3, factors, omegas)
-        else:
-            mutants = equations.mutant_vectors(x_r1, x_r2, x_r3, factors)
-            trials = equations.trial_vectors(own, mutants, omegas)
+        trials = build_trials(self.strategy, own, x_r1, x_r2, x_r3, factors, omegas)
         return self.space.repair(trials.T.reshape(-1), self.repair)
 
     def state_dict(self) -> dict[str, Any]:

@@ -18,9 +18,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from deopt_lightning import equations
 from deopt_lightning.differential_evolution import (
     Strategy,
+    build_trials,
     check_equal_settings,
     check_settings,
 )
@@ -140,11 +140,7 @@ class SteadyStateDE:
         pool = np.concatenate([*rest, self.archive])
         x_r3 = pool[[self._rng.integers(len(pool))]]
         factor, omega = F_LOW + F_RANGE * self._rng.random(1), self._rng.random(1)
-        if self.strategy == "current_to_rand":
-            trial = equations.current_to_rand(target, x_r1, x_r2, x_r3, factor, omega)
-        else:
-            mutant = equations.mutant_vectors(x_r1, x_r2, x_r3, factor)
-            trial = equations.trial_vectors(target, mutant, omega)
+        trial = build_trials(self.strategy, target, x_r1, x_r2, x_r3, factor, omega)
         repaired: FloatArray = self.space.repair(trial[0], self.repair)
         limited: FloatArray = np.maximum(repaired, target[0] - self._fall)
         return limited
