@@ -1,6 +1,5 @@
 from functools import partial
 
-import lightning as L
 import numpy as np
 import pytest
 import torch
@@ -10,6 +9,9 @@ from torch.utils.data import DataLoader
 from recsys_models.data.batches import RankingBatch, TrainBatch
 from recsys_models.metrics import evaluate
 from recsys_models.models import BPRMF
+from tests.recsys_models import trainers
+
+quiet_trainer = partial(trainers.quiet_trainer, num_sanity_val_steps=2)  # as Lightning has it
 
 ALL = [pytest.param(True, id="item_bias"), pytest.param(False, id="no_bias")]
 
@@ -43,17 +45,6 @@ def ranking_batch(relevant_items=(3, 4)):
     rows = torch.arange(len(relevant_items))
     none = torch.empty(0, dtype=torch.int64)
     return RankingBatch(torch.arange(2), none, none, rows, torch.tensor(relevant_items))
-
-
-def quiet_trainer(**kwargs):
-    return L.Trainer(
-        accelerator="cpu",
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        **kwargs,
-    )
 
 
 @pytest.mark.parametrize("item_bias", ALL)

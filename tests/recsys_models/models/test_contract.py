@@ -11,6 +11,7 @@ from deopt_lightning import DEOptCallback
 from recsys_models.data import Interactions, RecsysDataModule
 from recsys_models.data.batches import RankingBatch, TrainBatch
 from recsys_models.models import BPRMF, LRML, NGCF, LightGCN, NeuMF
+from tests.recsys_models.trainers import quiet_trainer
 
 NUM_USERS, NUM_ITEMS = 36, 30
 adam = partial(torch.optim.Adam, lr=0.05)
@@ -81,18 +82,6 @@ def fit(build, data, callbacks=(), prepare=lambda model: None, **options):
     trainer = quiet_trainer(callbacks=list(callbacks), **options)
     trainer.fit(model, datamodule=data)
     return trainer, model
-
-
-def quiet_trainer(**options):
-    return L.Trainer(
-        accelerator="cpu",
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        num_sanity_val_steps=0,
-        **options,
-    )
 
 
 @torch.no_grad()

@@ -4,7 +4,6 @@ import io
 import pickle
 from types import SimpleNamespace
 
-import lightning as L
 import numpy as np
 import pytest
 import torch
@@ -18,6 +17,7 @@ from recsys_models.data import Interactions, RecsysDataModule, synthetic_interac
 from recsys_models.data.batches import RankingBatch, TrainBatch
 from recsys_models.models import NGCF, LightGCN
 from recsys_models.models.adjacency import Adjacency
+from tests.recsys_models.trainers import quiet_trainer
 
 HALF_ROOT = 0.5**0.5
 CPU = torch.device("cpu")
@@ -77,18 +77,6 @@ def small_data():
 @pytest.fixture(scope="module")
 def data():
     return small_data()
-
-
-def quiet_trainer(**options):
-    return L.Trainer(
-        accelerator="cpu",
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        num_sanity_val_steps=0,
-        **options,
-    )
 
 
 def model_of(build, data):

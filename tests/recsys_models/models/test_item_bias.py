@@ -2,7 +2,6 @@
 
 from functools import partial
 
-import lightning as L
 import numpy as np
 import pytest
 import torch
@@ -11,6 +10,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from recsys_models.baselines import MostPop
 from recsys_models.data import Interactions, RecsysDataModule
 from recsys_models.models import LRML, NeuMF
+from tests.recsys_models.trainers import quiet_trainer
 
 MODELS = [
     pytest.param(partial(NeuMF, gmf_dim=4, mlp_dims=(8, 4)), id="neumf"),
@@ -30,18 +30,6 @@ def data():
 def make_model(build, data, **options):
     torch.manual_seed(0)
     return build(data.num_users, data.num_items, **{"item_bias": True} | options)
-
-
-def quiet_trainer(**options):
-    return L.Trainer(
-        accelerator="cpu",
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        num_sanity_val_steps=0,
-        **options,
-    )
 
 
 def biases_of(model):
