@@ -9,57 +9,57 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+_ROWS_AT_ONCE = 256  # whole rows that are compared at a time where scores tie
 
-def masked_top_k(scores: Tensor, seen_rows: Tensor, seen_items: Tensor, k: int) -> Tensor:
-    """The K best unseen items of every user, best first; equal scores rank the lower id first.
 
-    ``torch.topk`` leaves the order of equal scores open. We ask it for one place more: only where
-    the places K and K+1 hold the same score is the choice open, and only such rows are sorted in
-    full (about fifty times the work).
+def hits_in_one_list(
+    scores: Tensor,
+    seen_rows: Tensor,
+    seen_items: Tensor,
+    relevant_rows: Tensor,
+    relevant_items: Tensor,
+    k: int,
+) -> Tensor:
+    """Which of the K best unseen items of every user are relevant.
+
+    Equal scores rank the lower id first. ``torch.topk`` leaves their order open, so ranks are
+    counted: those of the few relevant items that reach the K-th best score, among the K + 1 best.
+    Only where an item's score is that of place K + 1, and so may tie with items beyond, is the
+    whole row counted.
 
     Args:
         scores: shape (B, I), higher is better. Overwritten: seen items become minus infinity.
         seen_rows: rows of ``scores``, shape (S,).
         seen_items: the item to leave out in each of these rows, shape (S,).
-        k: number of places, cut to I where it is larger.
+        relevant_rows: rows of ``scores``, shape (R,).
+        relevant_items: a relevant item of each of these rows, shape (R,), none named twice. One
+            that is to be left out is never a hit.
+        k: number of places.
 
     Returns:
-        Item ids, shape (B, K). A place that no candidate is left for holds -1.
+        Booleans in rank order, shape (B, K). Places that no candidate is left for are no hits.
 
     Raises:
         FloatingPointError: a candidate's score is NaN.
     """
     scores[seen_rows, seen_items] = -torch.inf
     num_items = scores.shape[1]
-    k = min(k, num_items)
-    values, items = scores.topk(min(k + 1, num_items), dim=1)
-    _refuse_nan(values)  # topk ranks NaN above all numbers, so none escapes here
-    boundary = values[:, k - 1]
-    open_rows = (values[:, -1] == boundary) & (boundary > -torch.inf)
-    values, items = _lower_id_first(values[:, :k], items[:, :k])
-    if k < num_items and open_rows.any():
-        ordered = scores[open_rows].sort(dim=1, descending=True, stable=True)
-        values[open_rows], items[open_rows] = ordered.values[:, :k], ordered.indices[:, :k]
-    return items.masked_fill(values == -torch.inf, -1)
-
-
-def hits_from_top_k(
-    top_items: Tensor, relevant_rows: Tensor, relevant_items: Tensor, num_items: int
-) -> Tensor:
-    """Which of the recommended items are relevant.
-
-    Args:
-        top_items: item ids, shape (B, K); -1 marks an empty place.
-        relevant_rows: rows of ``top_items``, shape (R,).
-        relevant_items: a relevant item of each of these rows, shape (R,).
-        num_items: I, the size of the catalogue.
-
-    Returns:
-        Booleans in rank order, shape (B, K).
-    """
-    rows = torch.arange(len(top_items), device=top_items.device).unsqueeze(1)
-    found = torch.isin(rows * num_items + top_items, relevant_rows * num_items + relevant_items)
-    return found & (top_items >= 0)
+    best, items = scores.topk(min(k + 1, num_items), dim=1)
+    _refuse_nan(best)  # topk ranks NaN above all numbers, so none escapes here
+    own = scores[relevant_rows, relevant_items]
+    last = best[relevant_rows, min(k, num_items) - 1]
+    near = (own >= last) & (own > -torch.inf)
+    rows, ids, own = relevant_rows[near], relevant_items[near].unsqueeze(1), own[near].unsqueeze(1)
+    rank = _number_ahead(best[rows], items[rows], own, ids)
+    if k < num_items:
+        tied = own.squeeze(1) == best[rows, k]
+        everything = torch.arange(num_items, device=scores.device)
+        for some in torch.split(tied.nonzero().squeeze(1), _ROWS_AT_ONCE):
+            rank[some] = _number_ahead(scores[rows[some]], everything, own[some], ids[some])
+    hits = torch.zeros(len(scores), k, dtype=torch.bool, device=scores.device)
+    within = rank < k
+    hits[rows[within], rank[within]] = True
+    return hits
 
 
 def hits_one_by_one(
@@ -78,7 +78,7 @@ def hits_one_by_one(
     hit rate is 1[rank <= K] and NDCG is 1[rank <= K] / log2(1 + rank).
 
     Args:
-        scores: shape (B, I), higher is better. Overwritten as in ``masked_top_k``.
+        scores: shape (B, I), higher is better. Overwritten as in ``hits_in_one_list``.
         seen_rows: rows of ``scores``, shape (S,).
         seen_items: the item to leave out in each of these rows, shape (S,).
         relevant_rows: rows of ``scores``, shape (R,).
@@ -97,8 +97,12 @@ def hits_one_by_one(
     best_others = scores.topk(min(k, scores.shape[1]), dim=1).values
     _refuse_nan(best_others)
     _refuse_nan(own)
-    ahead = (best_others[relevant_rows] > own.unsqueeze(1)).sum(dim=1)
-    return ahead.unsqueeze(1) == torch.arange(k, device=scores.device)
+    hits = torch.zeros(len(own), k, dtype=torch.bool, device=scores.device)
+    near = (own >= best_others[relevant_rows, -1]).nonzero().squeeze(1)
+    rank = (best_others[relevant_rows[near]] > own[near].unsqueeze(1)).sum(dim=1)
+    within = rank < k
+    hits[near[within], rank[within]] = True
+    return hits
 
 
 def ndcg(hits: Tensor, num_relevant: Tensor, k: int) -> Tensor:
@@ -213,16 +217,14 @@ METRICS: dict[str, Callable[[Tensor, Tensor, int], Tensor]] = {
 }
 
 
+def _number_ahead(scores: Tensor, items: Tensor, own: Tensor, own_items: Tensor) -> Tensor:
+    """How many items rank before each of R own ones, whose scores and ids have shape (R, 1)."""
+    return ((scores > own) | ((scores == own) & (items < own_items))).sum(dim=1)
+
+
 def _refuse_nan(scores: Tensor) -> None:
     if scores.isnan().any():
         raise FloatingPointError(
             "scores must be numbers to be ranked; got NaN, so the model has diverged: "
             "lower the learning rate or clip the gradients."
         )
-
-
-def _lower_id_first(values: Tensor, items: Tensor) -> tuple[Tensor, Tensor]:
-    """Sort each row by falling value and, where values are equal, by rising item id."""
-    items, by_id = items.sort(dim=1)
-    values, by_value = values.gather(1, by_id).sort(dim=1, descending=True, stable=True)
-    return values, items.gather(1, by_value)

@@ -10,9 +10,8 @@ from torch import Tensor
 from recsys_models.data.batches import RankingBatch
 from recsys_models.metrics.functional import (
     METRICS,
-    hits_from_top_k,
+    hits_in_one_list,
     hits_one_by_one,
-    masked_top_k,
 )
 from recsys_models.metrics.ranking import RankingMetrics
 
@@ -52,8 +51,7 @@ def _hits(scores: Tensor, batch: RankingBatch, places: int) -> tuple[Tensor, Ten
     if batch.one_by_one:
         alone = torch.ones_like(batch.relevant_rows)
         return hits_one_by_one(scores, *seen, *relevant, places), alone
-    top_items = masked_top_k(scores, *seen, places)
-    hits = hits_from_top_k(top_items, *relevant, scores.shape[1])
+    hits = hits_in_one_list(scores, *seen, *relevant, places)
     return hits, torch.bincount(batch.relevant_rows, minlength=len(scores))
 
 

@@ -9,9 +9,8 @@ from torchmetrics import Metric
 from recsys_models.data.batches import RankingBatch
 from recsys_models.metrics.functional import (
     METRICS,
-    hits_from_top_k,
+    hits_in_one_list,
     hits_one_by_one,
-    masked_top_k,
 )
 
 DEFAULT_METRICS = ("ndcg", "recall", "hr")
@@ -72,8 +71,7 @@ class RankingMetrics(Metric):
             hits = hits_one_by_one(scores, *seen, *relevant, places)
             num_relevant = torch.ones_like(batch.relevant_rows)
         else:
-            top_items = masked_top_k(scores, *seen, places)
-            hits = hits_from_top_k(top_items, *relevant, scores.shape[1])[counted]
+            hits = hits_in_one_list(scores, *seen, *relevant, places)[counted]
             num_relevant = num_relevant[counted]
         values = [METRICS[name](hits, num_relevant, k) for name, k in self.wanted]
         self.sums += torch.stack(values).sum(dim=1)

@@ -48,10 +48,10 @@ class BPRMF(RecommenderModule):
 
     def score_users(self, users: Tensor) -> Tensor:
         """Scores of all items: from shape (B,) to (B, num_items)."""
-        scores: Tensor = self.user_embedding(users) @ self.item_embedding.weight.T
-        if self.item_bias is not None:
-            scores = scores + self.item_bias.weight.squeeze(1)
-        return scores
+        vectors, items = self.user_embedding(users), self.item_embedding.weight.T
+        if self.item_bias is None:
+            return vectors @ items  # type: ignore[no-any-return]
+        return torch.addmm(self.item_bias.weight.T, vectors, items)
 
     def training_loss(self, batch: TrainBatch) -> Tensor:
         """BPR loss of the batch, from p_u . (q_j - q_i): one product for both items."""

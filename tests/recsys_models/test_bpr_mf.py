@@ -44,7 +44,8 @@ def loader(*batches):
 def ranking_batch(relevant_items=(3, 4)):
     rows = torch.arange(len(relevant_items))
     none = torch.empty(0, dtype=torch.int64)
-    return RankingBatch(torch.arange(2), none, none, rows, torch.tensor(relevant_items))
+    relevant = torch.tensor(relevant_items, dtype=torch.int64)
+    return RankingBatch(torch.arange(2), none, none, rows, relevant)
 
 
 @pytest.mark.parametrize("item_bias", ALL)

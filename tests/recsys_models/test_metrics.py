@@ -16,9 +16,8 @@ from recsys_models.metrics.functional import (
     METRICS,
     average_precision,
     hit_rate,
-    hits_from_top_k,
+    hits_in_one_list,
     hits_one_by_one,
-    masked_top_k,
     ndcg,
     precision,
     recall,
@@ -26,6 +25,7 @@ from recsys_models.metrics.functional import (
 )
 
 NONE = torch.empty(0, dtype=torch.int64)
+ZERO = torch.zeros(1, dtype=torch.int64)
 TOP_K = (1, 5, 10)
 ALL = tuple(f"{name}@{k}" for k in TOP_K for name in METRICS)
 
@@ -152,37 +152,43 @@ def test_a_catalogue_smaller_than_k_still_has_an_ideal_list():
 
 @pytest.mark.parametrize("seed", range(5))
 @pytest.mark.parametrize("levels", [None, 1, 3, 10])
-def test_top_k_equals_sorting_by_score_then_id(levels, seed):
+def test_hits_equal_sorting_by_score_then_id(levels, seed):
     batch, scores = make_batch(seed=seed), random_scores(seed=seed, levels=levels)
-    top = masked_top_k(scores.clone(), batch.seen_rows, batch.seen_items, 10)
+    hits = hits_in_one_list(scores.clone(), *batch[1:5], 10)
     for row in range(len(scores)):
         seen = set(batch.seen_items[batch.seen_rows == row].tolist())
+        relevant = set(batch.relevant_items[batch.relevant_rows == row].tolist())
         candidates = [i for i in range(scores.shape[1]) if i not in seen]
         ranked = sorted(candidates, key=lambda i, s=scores[row]: (-s[i].item(), i))
-        assert top[row].tolist() == ranked[:10]
+        assert hits[row].tolist() == [item in relevant for item in ranked[:10]]
 
 
 def test_constant_scores_rank_unseen_items_by_id():
-    top = masked_top_k(torch.zeros(2, 500), torch.tensor([0, 0]), torch.tensor([1, 2]), 3)
-    assert top.tolist() == [[0, 3, 4], [0, 1, 2]]
+    every_pair = torch.tensor([0, 0, 1, 1, 1]), torch.tensor([3, 499, 0, 2, 3])
+    hits = hits_in_one_list(
+        torch.zeros(2, 500), torch.tensor([0, 0]), torch.tensor([1, 2]), *every_pair, 3
+    )
+    # Their lists are 0, 3, 4 and 0, 1, 2.
+    assert hits.tolist() == [[False, True, False], [True, False, True]]
 
 
-def test_places_without_a_candidate_are_empty_and_never_hit():
+def test_more_ties_than_are_compared_at_a_time():
+    users, one = torch.arange(600), torch.ones(600, dtype=torch.int64)
+    hits = hits_in_one_list(torch.zeros(600, 40), NONE, NONE, users, one, 3)
+    assert hits.tolist() == [[False, True, False]] * 600
+
+
+def test_places_without_a_candidate_and_items_left_out_are_never_hits():
     scores = torch.tensor([[3.0, 2.0, 1.0]])
-    top = masked_top_k(scores, torch.tensor([0, 0]), torch.tensor([0, 2]), 3)
-    assert top.tolist() == [[1, -1, -1]]
-    hits = hits_from_top_k(top, torch.tensor([0, 0]), torch.tensor([0, 1]), 3)
+    row = torch.zeros(3, dtype=torch.int64)
+    seen, relevant = torch.tensor([0, 2]), torch.tensor([0, 1])
+    hits = hits_in_one_list(scores, row[:2], seen, row[:2], relevant, 3)
     assert hits.tolist() == [[True, False, False]]
 
 
-def test_an_empty_place_does_not_hit_the_last_item_of_the_row_before():
-    top = torch.tensor([[0, 1], [0, -1]])
-    hits = hits_from_top_k(top, torch.tensor([0]), torch.tensor([2]), 3)
-    assert not hits.any()
-
-
 def test_k_beyond_the_catalogue_ranks_all_items():
-    assert masked_top_k(torch.tensor([[1.0, 2.0]]), NONE, NONE, 10).tolist() == [[1, 0]]
+    hits = hits_in_one_list(torch.tensor([[1.0, 2.0]]), NONE, NONE, ZERO, ZERO, 4)
+    assert hits.tolist() == [[False, True, False, False]]
 
 
 @pytest.mark.parametrize("one_by_one", [False, True])
