@@ -29,6 +29,8 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from deopt_lightning import DEOptCallback
 from deopt_lightning.snapshot import Snapshot
+from recsys_models.data import RecsysDataModule
+from recsys_models.models import BPRMF, NeuMF
 
 ROUNDS, RESTING_ROUNDS, BATCHES, BATCH_SIZE = 11, 31, 100, 128
 MEMORY = {  # where malloc takes large tensors from, and what becomes of those that are freed
@@ -38,6 +40,7 @@ MEMORY = {  # where malloc takes large tensors from, and what becomes of those t
         "MALLOC_TRIM_THRESHOLD_": "1000000",
     },
 }
+FILMTRUST = {"num_users": 1_508, "num_items": 2_071, "num_interactions": 35_494}
 RESULTS = Path(__file__).parent / "results"
 
 
@@ -79,7 +82,16 @@ def train(
 ):
     L.seed_everything(0, verbose=False)
     model = Perceptron(width, group_per_layer)
-    trainer = L.Trainer(
+    trainer = quiet_trainer(epochs, callbacks)
+    data = TensorDataset(torch.randn(batches * batch_size, width))
+    validation = TensorDataset(torch.randn(batch_size, width))
+    loaders = (DataLoader(d, batch_size=batch_size) for d in (data, validation))
+    trainer.fit(model, *loaders)
+    return model.began.steps
+
+
+def quiet_trainer(epochs, callbacks):
+    return L.Trainer(
         max_epochs=epochs,
         accelerator="cpu",
         logger=False,
@@ -89,11 +101,6 @@ def train(
         num_sanity_val_steps=0,
         callbacks=callbacks,
     )
-    data = TensorDataset(torch.randn(batches * batch_size, width))
-    validation = TensorDataset(torch.randn(batch_size, width))
-    loaders = (DataLoader(d, batch_size=batch_size) for d in (data, validation))
-    trainer.fit(model, *loaders)
-    return model.began.steps
 
 
 def periods(steps, loop):
@@ -122,6 +129,39 @@ def outside_generations(width):
     }
 
 
+def epochs_of_recommenders():
+    """Whole epochs, validation included, with the callback at rest over the user's own run."""
+    data = RecsysDataModule(synthetic=FILMTRUST, batch_size=1024, num_negatives=4)
+    data.setup()
+    return {
+        model.__name__: summary(
+            [epoch(model, data, True) / epoch(model, data, False) for _ in range(ROUNDS)]
+        )
+        for model in (BPRMF, NeuMF)
+    }
+
+
+def epoch(model, data, resting):
+    """CPU seconds of an epoch, the median of a short run's."""
+    callbacks = [DEOptCallback("val/ndcg@10", "max", warmup_epochs=100)] if resting else []
+    clock = Clock()
+    L.seed_everything(0, verbose=False)
+    trainer = quiet_trainer(6, [*callbacks, clock])
+    trainer.fit(model(data.num_users, data.num_items), datamodule=data)
+    pairs = zip(clock.times[1:], clock.times[2:], strict=False)
+    return statistics.median(after - before for before, after in pairs)
+
+
+class Clock(L.Callback):
+    """Processor time at the beginning of each epoch."""
+
+    def __init__(self) -> None:
+        self.times = []
+
+    def on_train_epoch_start(self, *_) -> None:  # noqa: D102
+        self.times.append(time.process_time())
+
+
 def probe_step(width):
     """A probe's step over the Trainer's step, of the same run."""
     ratios = []
@@ -136,8 +176,8 @@ def probe_step(width):
     return summary(ratios)
 
 
-def snapshot(width):
-    """Taking and restoring a snapshot over one foreach copy into tensors that are there."""
+def snapshot(width, fresh):
+    """Taking and restoring a snapshot over one foreach copy, both into memory of a kind."""
     model = Perceptron(width)
     optimizer = model.configure_optimizers()
     model.net(torch.randn(8, width)).sum().backward()
@@ -148,6 +188,8 @@ def snapshot(width):
     ratios = []
     for _ in range(3 * ROUNDS):
         started = time.process_time()
+        if fresh:
+            copies = [torch.empty_like(tensor) for tensor in tensors]
         torch._foreach_copy_(copies, tensors)
         copied = time.process_time()
         Snapshot.take(model, [optimizer]).restore()
@@ -217,9 +259,13 @@ def main() -> None:
         "rounds": ROUNDS,
         "rounds_outside_generations": RESTING_ROUNDS,
         "epoch_outside_generations": {str(w): outside_generations(w) for w in (64, 256)},
+        "whole_epoch_of_recommenders": epochs_of_recommenders(),
         "probe_step": {str(w): probe_step(w) for w in (64, 256)},
         "snapshot_and_restore_over_a_copy": {
-            memory: {str(w): in_a_process(snapshot, (w,), malloc) for w in (512, 2048)}
+            memory: {
+                str(w): in_a_process(snapshot, (w, memory != "used_again"), malloc)
+                for w in (512, 2048)
+            }
             for memory, malloc in MEMORY.items()
         },
         "peak_memory_in_copies": peak_memory(2048),

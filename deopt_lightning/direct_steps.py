@@ -64,11 +64,12 @@ class DirectSteps:
         window, last = trainer.accumulate_grad_batches, len(self.batches) - 1
         (optimizer,) = trainer.optimizers
         optimizer.zero_grad()
+        on_cpu = trainer.strategy.root_device.type == "cpu"  # where loaders leave batches
         if self.compiled is not None:
             self.compiled.begin()
         with torch.enable_grad(), muted(module):
             for index, kept in enumerate(self.batches):
-                batch = trainer.strategy.batch_to_device(kept)
+                batch = kept if on_cpu else trainer.strategy.batch_to_device(kept)
                 if module.on_train_batch_start(batch, index) == -1:
                     break  # the epoch's end, as in Lightning's loops
                 loss: Any = self.compiled(batch) if self.compiled is not None else None
