@@ -247,11 +247,10 @@ class DEOptCallback(Callback):
             if resumed_rng is not None:
                 set_rng_state(resumed_rng)  # and has drawn an epoch order that it will not use
             return
-        metrics = self._run(trainer)
+        found = self._run(trainer)
         self._last_epoch = epoch
-        for name, values in self._control.by_layer(self._values).items():
-            metrics |= {f"{name}/{layer}": value for layer, value in values.items()}
-        self._log(trainer, pl_module, {f"deopt/{name}": value for name, value in metrics.items()})
+        if found is not None:
+            self._log(pl_module, found)
 
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
@@ -305,21 +304,21 @@ class DEOptCallback(Callback):
         """Whether all generations that were asked for have run."""
         return self.max_generations is not None and len(self.history) >= self.max_generations
 
-    def _run(self, trainer: pl.Trainer) -> dict[str, float]:
-        """Lets the search see the end of an epoch; returns what to log of it."""
+    def _run(self, trainer: pl.Trainer) -> dict[str, float] | None:
+        """Lets the search see the end of an epoch; what to log of a generation, if one ran."""
         assert self._search is not None
-        if trainer.should_stop or trainer.fast_dev_run or self._is_over():  # type: ignore[attr-defined]
-            return {}
-        if averaging.training_is_over(trainer):
-            return {}
+        ends = trainer.should_stop or trainer.fast_dev_run  # type: ignore[attr-defined]
+        if ends or self._is_over() or averaging.training_is_over(trainer):
+            return None
         validated = self._validated_step == trainer.global_step
         outcome = self._search.epoch_ends(trainer, self._is_due(trainer), validated)
         if outcome is None:
-            return {}
-        if outcome.record is not None:
-            self.history.append(outcome.record)
+            return None
         self.probe_steps_taken += outcome.probe_steps
         self.evaluations += outcome.evaluations
+        if outcome.record is None:
+            return None
+        self.history.append(outcome.record)
         if self.adopt and outcome.values is not None:
             self._values = outcome.values
             self._control.write(self._values)
@@ -327,11 +326,12 @@ class DEOptCallback(Callback):
             self._search.release()
         return outcome.logged
 
-    def _log(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, metrics: dict[str, float]
-    ) -> None:
-        """Logs into the row of the epoch that has just ended."""
-        pl_module.log_dict(metrics, sync_dist=trainer.world_size > 1)
+    def _log(self, module: pl.LightningModule, metrics: dict[str, float]) -> None:
+        """Logs a generation and its values into the row of the epoch that has just ended."""
+        for name, values in self._control.by_layer(self._values).items():
+            metrics |= {f"{name}/{layer}": value for layer, value in values.items()}
+        named = {f"deopt/{name}": value for name, value in metrics.items()}
+        module.log_dict(named, sync_dist=module.trainer.world_size > 1)
 
     def _resume(self, trainer: pl.Trainer, search: Search, state: dict[str, Any]) -> None:
         """Goes on where a checkpoint left off."""
