@@ -11,11 +11,13 @@ With 10 candidates, each trained for 10 steps and validated on all users:
   layer is written, 10 batches are indexed and trained on, and all users ranked; two threads.
 - ``literal``: a Trainer and a DataLoader for each candidate; two threads.
 - ``loops``, ``direct``, ``workers``, ``compiled``: the callback in a Trainer, with Lightning's
-  loops, with direct steps, with two worker processes as well, which is its default with two
-  threads, and with compiled steps in these (compile time is not part of a generation's).
+  loops, with direct steps, with two worker processes as well, and with compiled steps in these
+  (compile time is not part of a generation's). ``default`` is direct steps, in workers where these
+  were faster in the first three generations, which are not timed here.
 
-``epoch`` compares one of the Trainer's own epochs, validation included, with an epoch of five
-members (``carry="population"``). Writes benchmarks/results/generation.json.
+``own epoch`` is one of the Trainer's own epochs, validation included; what follows it are epochs of
+five members (``carry="population"``), the leader's in the Trainer among them. Writes
+benchmarks/results/generation.json.
 """
 
 import copy
@@ -49,16 +51,19 @@ CASES = [
 ]
 SHAPES = {"filmtrust": (1_508, 2_071, 35_494), "ml_1m": (6_040, 3_706, 1_000_209)}
 CANDIDATES, STEPS, MEMBERS = 10, 10, 5
-EPOCHS, LONG_RUN = 5, 5_000  # measured, and of a run that compiling would be worth it for
-GENERATION_WAYS = ("plain", "literal", "loops", "direct", "workers", "compiled")
-EPOCH_WAYS = ("own epoch", "members, in turn", "members, workers")
+EPOCHS, LONG_RUN = 8, 5_000  # measured, and of a run that compiling would be worth it for
+CHOOSING = 3  # generations until the default's way is settled
+GENERATION_WAYS = ("plain", "literal", "loops", "direct", "workers", "compiled", "default")
+EPOCH_WAYS = ("own epoch", "members, in turn", "members, workers", "members, compiled")
 CALLBACK = {
     "loops": {"direct_steps": False, "workers": 0},
     "direct": {"workers": 0},
     "workers": {"workers": 2},
     "compiled": {"workers": 2, "compile_steps": True},
+    "default": {},
     "members, in turn": {"workers": 0},
     "members, workers": {"workers": 2},
+    "members, compiled": {"workers": 0, "compile_steps": True},
 }
 
 
@@ -213,10 +218,10 @@ def in_trainer(module: L.LightningModule, data: RecsysDataModule, way: str) -> f
         callbacks = [DEOptCallback("val/ndcg@10", "max", **options, **CALLBACK[way])]
     quiet_trainer(max_epochs=LONG_RUN, callbacks=[*callbacks, clock]).fit(module, datamodule=data)
     if way in GENERATION_WAYS:
-        rows = callbacks[0].history[1:]  # the first checks which steps may be taken
+        rows = callbacks[0].history[CHOOSING:]
         return statistics.median(CANDIDATES * r["seconds"] / r["evaluations"] for r in rows)
-    spans = [end - begin for begin, end in zip(clock.times[1:], clock.times[2:], strict=False)]
-    return statistics.median(spans)
+    times = clock.times[CHOOSING:]
+    return statistics.median(end - begin for begin, end in zip(times, times[1:], strict=False))
 
 
 def quiet_trainer(**options) -> L.Trainer:

@@ -78,7 +78,7 @@ class DEOptCallback(Callback):
             up for the time it takes; results differ by rounding. See ``compiled_steps``.
         workers: Number of processes that share a generation's candidates out among them, each with
             one thread; 0 for none. By default one for each of torch's threads, on Linux without a
-            GPU. A worker is a fork: what steps write to other objects' attributes stays in it.
+            GPU, if that proves faster. What a worker writes to other objects stays in it, a fork.
         share_over_ranks: With ``strategy="ddp"``, each process trains candidates of its own,
             instead of all of them together every one, where the module has a method
             ``training_loss(batch)``. The results are the same up to rounding; see docs/scaling.md.
@@ -273,7 +273,7 @@ class DEOptCallback(Callback):
             "schedule": self.schedule,
             "probe_steps_taken": self.probe_steps_taken,
             "evaluations": self.evaluations,
-            "decisions": dict(self._maker.decisions),
+            "decisions": self._maker.state_dict(),
             "last_epoch": self._last_epoch,
             "rng": gather_ranks(rng_state()),
         }
@@ -342,7 +342,7 @@ class DEOptCallback(Callback):
         self.schedule = list(state["schedule"])
         self.probe_steps_taken = state["probe_steps_taken"]
         self.evaluations = state["evaluations"]
-        self._maker.decisions.update(state.get("decisions", {}))
+        self._maker.load_state_dict(state.get("decisions", {}))
         self._last_epoch = state["last_epoch"]
         self._validated_step = state["validated_step"]
         if len(state["rng"]) == trainer.world_size:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -23,7 +24,7 @@ from deopt_lightning.progress import generation_progress
 from deopt_lightning.rank_sharing import RankSharing
 from deopt_lightning.snapshot import Snapshot
 from deopt_lightning.trainer_seam import ProbeLoops
-from deopt_lightning.workers import worker_count
+from deopt_lightning.workers import WorkerChoice
 
 FloatArray = NDArray[np.float64]
 
@@ -53,8 +54,8 @@ class ProbeMaker:
     Args:
         monitor: What decides.
         direct: Whether to take direct steps where the module allows them.
-        workers: Number of processes that share a generation's probes; None: one for each of
-            torch's threads, where that is possible.
+        workers: Number of processes that share a generation's probes; None measures, see
+            ``WorkerChoice``.
         share: Whether the processes of a distributed run are to share a generation's probes.
         snapshot_device: Where snapshots keep their tensors; by default where these are.
         evaluator: Whether candidates may be trained stacked, see ``choose_vectorised``.
@@ -63,9 +64,9 @@ class ProbeMaker:
         limit_val_batches: On how many validation batches, or which share, probes are judged.
 
     Attributes:
-        workers: Number of processes, once that is known.
+        workers: How many processes to use, where that is possible.
         decisions: Whether candidates are ``"vectorised"`` and steps ``"compiled"``; None before
-            that is decided. A resumed run is told what was decided.
+            that is decided.
         compile_seconds: How long compiling took.
     """
 
@@ -87,19 +88,24 @@ class ProbeMaker:
         self.snapshot_device = snapshot_device
         self.sharing = RankSharing(share, direct=direct)
         self._direct = direct
-        self._asked_workers = workers
         self._evaluator: EvaluatorName = evaluator
         self._compile_steps = compile_steps
         self._passes_left = passes_left
         self._checked = False
         self._step: CompiledStep | None = None
-        self.workers = 0
+        self.workers = WorkerChoice(workers)
         self.decisions: dict[str, bool | None] = {"vectorised": None, "compiled": None}
         self.compile_seconds = 0.0
 
     @contextmanager
     def probing(
-        self, trainer: pl.Trainer, batches: list[object], start: Snapshot, expected: int
+        self,
+        trainer: pl.Trainer,
+        batches: list[object],
+        start: Snapshot,
+        expected: int,
+        *,
+        timed: bool = True,
     ) -> Iterator[tuple[Probe, Callable[[], None]]]:
         """A probe on the batches, in quiet loops, and a function that moves the progress bar.
 
@@ -108,7 +114,9 @@ class ProbeMaker:
             batches: What probes train on.
             start: The present state; the first time it is trained from and restored.
             expected: How many candidates the progress bar is made for.
+            timed: Whether these candidates tell how long candidates take.
         """
+        scored = 0
         with (
             generation_progress(trainer, expected) as advance,
             trainer_seam.quiet_loops(trainer, batches, self.limit_val_batches) as loops,
@@ -117,7 +125,16 @@ class ProbeMaker:
             if not self._checked:
                 self._check(trainer, loops, direct, start, expected)
             direct.compiled = self._step
-            yield Probe(loops, direct if self._direct else loops.train, self.monitor), advance
+
+            def count() -> None:
+                nonlocal scored
+                scored += 1
+                advance()
+
+            began = time.perf_counter()
+            yield Probe(loops, direct if self._direct else loops.train, self.monitor), count
+            if timed:
+                self.workers.note(time.perf_counter() - began, scored)
 
     @contextmanager
     def validating(self, trainer: pl.Trainer) -> Iterator[Probe]:
@@ -127,6 +144,15 @@ class ProbeMaker:
             trainer_seam.quiet_loops(trainer, []) as loops,
         ):
             yield Probe(loops, loops.train, self.monitor)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What was decided, and measured in order to decide."""
+        return {**self.decisions, "seconds": list(self.workers.seconds)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Tells a resumed run, which then decides as the unbroken one."""
+        self.workers.seconds = list(state.get("seconds", []))
+        self.decisions.update({name: state.get(name) for name in self.decisions})
 
     def _check(
         self,
@@ -138,7 +164,7 @@ class ProbeMaker:
     ) -> None:
         """Decides once in a run what is possible in it."""
         self._checked = True
-        self.workers = worker_count(trainer, self._asked_workers, candidates)
+        self.workers.begin(trainer, candidates)
         self._direct = self._direct and why_not(trainer) is None
         if self._direct and not equals_loops(loops, direct, start):
             self._direct = False
@@ -169,14 +195,14 @@ class ProbeMaker:
             decided=decisions["vectorised"],
         )
         if self.vectorised:
-            self.workers = 0
+            self.workers.rule_out()
         elif self._compile_steps and self._direct:
             self._step, self.compile_seconds = choose_steps(
                 trainer,
                 direct.batches,
                 start,
                 self._passes_left(trainer) * len(direct.batches),
-                processes=self.workers,
+                processes=self.workers.count,
                 decided=decisions["compiled"],
             )
             decisions["compiled"] = self._step is not None
