@@ -169,7 +169,16 @@ def _problems(
             "cannot copy. Use strategy='ddp' or a single device.",
         ),
     ]
-    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+    callbacks = trainer.callbacks  # type: ignore[attr-defined]
+    searches = sum(_class_name(callback, ["DEOptCallback"]) is not None for callback in callbacks)
+    checks.append(
+        (
+            searches > 1,
+            f"is in the Trainer {searches} times, and all would split and write the same "
+            "optimizers. Keep one.",
+        )
+    )
+    for callback in callbacks:
         name = _class_name(callback, _WEIGHT_CHANGING)
         checks.append(
             (

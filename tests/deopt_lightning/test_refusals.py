@@ -135,6 +135,7 @@ class Endless(IterableDataset):
             {"callbacks": [ModelPruning("l1_unstructured", amount=0.1)]},
             "does not work beside ModelPruning",
         ),
+        ({"callbacks": [DEOptCallback("train_loss")]}, "is in the Trainer 2 times"),
         (
             {"callbacks": [StochasticWeightAveraging(0.1)], "search": {"carry": "population"}},
             "StochasticWeightAveraging average the weights of different members",
