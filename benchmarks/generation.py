@@ -75,6 +75,7 @@ def main() -> None:
     rounds = int(options.pop("rounds", 3))
     paths = options
     rows: dict[str, dict[str, float]] = {}
+    RESULTS.mkdir(exist_ok=True)
     for data, model in CASES:
         ways = GENERATION_WAYS + (EPOCH_WAYS if model == "bpr_mf" else ())
         taken: dict[str, list[float]] = {way: [] for way in ways}
@@ -82,18 +83,17 @@ def main() -> None:
             for way in ways:
                 taken[way].append(in_process(data, model, way, paths.get(data, "")))
         rows[f"{data} {model}"] = report(data, model, taken)
-    RESULTS.mkdir(exist_ok=True)
-    facts = {
-        "torch": torch.__version__,
-        "lightning": L.__version__,
-        "python": platform.python_version(),
-        "cores": os.cpu_count(),
-        "load": os.getloadavg(),
-        "real_data": sorted(paths),
-        "rounds": rounds,
-        "seconds": rows,
-    }
-    (RESULTS / "generation.json").write_text(json.dumps(facts, indent=2) + "\n")
+        facts = {
+            "torch": torch.__version__,
+            "lightning": L.__version__,
+            "python": platform.python_version(),
+            "cores": os.cpu_count(),
+            "load": os.getloadavg(),
+            "real_data": sorted(paths),
+            "rounds": rounds,
+            "seconds": rows,
+        }
+        (RESULTS / "generation.json").write_text(json.dumps(facts, indent=2) + "\n")
 
 
 def in_process(data: str, model: str, way: str, path: str) -> float:
