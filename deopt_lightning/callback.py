@@ -77,8 +77,8 @@ class DEOptCallback(Callback):
         compile_steps: Let torch compile direct steps, if the rest of the run is long enough to make
             up for the time it takes; results differ by rounding. See ``compiled_steps``.
         workers: Number of processes that share a generation's candidates out among them, each with
-            one thread; 0 for none. By default one for each of torch's threads, on Linux without a
-            GPU, if that proves faster. What a worker writes to other objects stays in it, a fork.
+            one thread, on Linux without a GPU; 0 for none. Worth a try where steps take long.
+            A worker is a fork: what steps write to other objects' attributes stays in it.
         share_over_ranks: With ``strategy="ddp"``, each process trains candidates of its own,
             instead of all of them together every one, where the module has a method
             ``training_loss(batch)``. The results are the same up to rounding; see docs/scaling.md.
@@ -123,7 +123,7 @@ class DEOptCallback(Callback):
         direct_steps: bool = True,
         evaluator: Literal["auto", "sequential", "vectorised"] = "auto",
         compile_steps: bool = False,
-        workers: int | None = None,
+        workers: int = 0,
         share_over_ranks: bool = False,
         snapshot_device: Literal["cpu"] | None = None,
     ) -> None:
@@ -273,7 +273,7 @@ class DEOptCallback(Callback):
             "schedule": self.schedule,
             "probe_steps_taken": self.probe_steps_taken,
             "evaluations": self.evaluations,
-            "decisions": self._maker.state_dict(),
+            "decisions": dict(self._maker.decisions),
             "last_epoch": self._last_epoch,
             "rng": gather_ranks(rng_state()),
         }
@@ -305,7 +305,7 @@ class DEOptCallback(Callback):
         return self.max_generations is not None and len(self.history) >= self.max_generations
 
     def _run(self, trainer: pl.Trainer) -> dict[str, float] | None:
-        """Lets the search see the end of an epoch; what to log of a generation, if one ran."""
+        """Lets the search see the end of an epoch; what to log of it if it found anything."""
         assert self._search is not None
         ends = trainer.should_stop or trainer.fast_dev_run  # type: ignore[attr-defined]
         if ends or self._is_over() or averaging.training_is_over(trainer):
@@ -316,15 +316,15 @@ class DEOptCallback(Callback):
             return None
         self.probe_steps_taken += outcome.probe_steps
         self.evaluations += outcome.evaluations
-        if outcome.record is None:
-            return None
-        self.history.append(outcome.record)
+        if outcome.record is not None:
+            self.history.append(outcome.record)
         if self.adopt and outcome.values is not None:
             self._values = outcome.values
             self._control.write(self._values)
         if self._is_over():
             self._search.release()
-        return outcome.logged
+        is_new = outcome.record is not None or outcome.values is not None
+        return outcome.logged if is_new else None
 
     def _log(self, module: pl.LightningModule, metrics: dict[str, float]) -> None:
         """Logs a generation and its values into the row of the epoch that has just ended."""
@@ -342,7 +342,7 @@ class DEOptCallback(Callback):
         self.schedule = list(state["schedule"])
         self.probe_steps_taken = state["probe_steps_taken"]
         self.evaluations = state["evaluations"]
-        self._maker.load_state_dict(state.get("decisions", {}))
+        self._maker.decisions.update(state.get("decisions", {}))
         self._last_epoch = state["last_epoch"]
         self._validated_step = state["validated_step"]
         if len(state["rng"]) == trainer.world_size:

@@ -45,8 +45,7 @@ def check_arguments(arguments: Mapping[str, Any]) -> None:
         _check_at_least("optimizer_index", arguments["optimizer_index"], 0)
     if arguments["max_generations"] is not None:
         _check_at_least("max_generations", arguments["max_generations"], 1)
-    if arguments["workers"] is not None:
-        _check_at_least("workers", arguments["workers"], 0)
+    _check_at_least("workers", arguments["workers"], 0)
     if arguments["probe_steps"] is not None:
         _check_probe_steps(arguments["probe_steps"], carry)
     if arguments["limit_probe_val_batches"] is not None:

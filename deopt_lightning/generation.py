@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -24,7 +23,7 @@ from deopt_lightning.progress import generation_progress
 from deopt_lightning.rank_sharing import RankSharing
 from deopt_lightning.snapshot import Snapshot
 from deopt_lightning.trainer_seam import ProbeLoops
-from deopt_lightning.workers import WorkerChoice
+from deopt_lightning.workers import worker_count
 
 FloatArray = NDArray[np.float64]
 
@@ -54,8 +53,7 @@ class ProbeMaker:
     Args:
         monitor: What decides.
         direct: Whether to take direct steps where the module allows them.
-        workers: Number of processes that share a generation's probes; None measures, see
-            ``WorkerChoice``.
+        workers: Number of processes to share a generation's probes, where that is possible.
         share: Whether the processes of a distributed run are to share a generation's probes.
         snapshot_device: Where snapshots keep their tensors; by default where these are.
         evaluator: Whether candidates may be trained stacked, see ``choose_vectorised``.
@@ -64,9 +62,9 @@ class ProbeMaker:
         limit_val_batches: On how many validation batches, or which share, probes are judged.
 
     Attributes:
-        workers: How many processes to use, where that is possible.
+        workers: Number of processes, once that is known.
         decisions: Whether candidates are ``"vectorised"`` and steps ``"compiled"``; None before
-            that is decided.
+            that is decided. A resumed run is told what was decided.
         compile_seconds: How long compiling took.
     """
 
@@ -75,7 +73,7 @@ class ProbeMaker:
         monitor: Monitor,
         *,
         direct: bool,
-        workers: int | None,
+        workers: int,
         share: bool,
         snapshot_device: str | None,
         evaluator: EvaluatorName,
@@ -88,24 +86,19 @@ class ProbeMaker:
         self.snapshot_device = snapshot_device
         self.sharing = RankSharing(share, direct=direct)
         self._direct = direct
+        self._asked_workers = workers
         self._evaluator: EvaluatorName = evaluator
         self._compile_steps = compile_steps
         self._passes_left = passes_left
         self._checked = False
         self._step: CompiledStep | None = None
-        self.workers = WorkerChoice(workers)
+        self.workers = 0
         self.decisions: dict[str, bool | None] = {"vectorised": None, "compiled": None}
         self.compile_seconds = 0.0
 
     @contextmanager
     def probing(
-        self,
-        trainer: pl.Trainer,
-        batches: list[object],
-        start: Snapshot,
-        expected: int,
-        *,
-        timed: bool = True,
+        self, trainer: pl.Trainer, batches: list[object], start: Snapshot, expected: int
     ) -> Iterator[tuple[Probe, Callable[[], None]]]:
         """A probe on the batches, in quiet loops, and a function that moves the progress bar.
 
@@ -114,9 +107,7 @@ class ProbeMaker:
             batches: What probes train on.
             start: The present state; the first time it is trained from and restored.
             expected: How many candidates the progress bar is made for.
-            timed: Whether these candidates tell how long candidates take.
         """
-        scored = 0
         with (
             generation_progress(trainer, expected) as advance,
             trainer_seam.quiet_loops(trainer, batches, self.limit_val_batches) as loops,
@@ -125,16 +116,7 @@ class ProbeMaker:
             if not self._checked:
                 self._check(trainer, loops, direct, start, expected)
             direct.compiled = self._step
-
-            def count() -> None:
-                nonlocal scored
-                scored += 1
-                advance()
-
-            began = time.perf_counter()
-            yield Probe(loops, direct if self._direct else loops.train, self.monitor), count
-            if timed:
-                self.workers.note(time.perf_counter() - began, scored)
+            yield Probe(loops, direct if self._direct else loops.train, self.monitor), advance
 
     @contextmanager
     def validating(self, trainer: pl.Trainer) -> Iterator[Probe]:
@@ -144,15 +126,6 @@ class ProbeMaker:
             trainer_seam.quiet_loops(trainer, []) as loops,
         ):
             yield Probe(loops, loops.train, self.monitor)
-
-    def state_dict(self) -> dict[str, Any]:
-        """What was decided, and measured in order to decide."""
-        return {**self.decisions, "seconds": list(self.workers.seconds)}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Tells a resumed run, which then decides as the unbroken one."""
-        self.workers.seconds = list(state.get("seconds", []))
-        self.decisions.update({name: state.get(name) for name in self.decisions})
 
     def _check(
         self,
@@ -164,7 +137,7 @@ class ProbeMaker:
     ) -> None:
         """Decides once in a run what is possible in it."""
         self._checked = True
-        self.workers.begin(trainer, candidates)
+        self.workers = worker_count(trainer, self._asked_workers)
         self._direct = self._direct and why_not(trainer) is None
         if self._direct and not equals_loops(loops, direct, start):
             self._direct = False
@@ -195,14 +168,14 @@ class ProbeMaker:
             decided=decisions["vectorised"],
         )
         if self.vectorised:
-            self.workers.rule_out()
+            self.workers = 0
         elif self._compile_steps and self._direct:
             self._step, self.compile_seconds = choose_steps(
                 trainer,
                 direct.batches,
                 start,
                 self._passes_left(trainer) * len(direct.batches),
-                processes=self.workers.count,
+                processes=self.workers,
                 decided=decisions["compiled"],
             )
             decisions["compiled"] = self._step is not None

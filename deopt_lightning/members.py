@@ -104,8 +104,7 @@ class MemberSearch:
         with end.restored_on_exit():
             batches = self._batches(trainer)
             end.random.restore()
-            probing = self._maker.probing(trainer, batches, end, len(others), timed=due)
-            with probing as (probe, advance):
+            with self._maker.probing(trainer, batches, end, len(others)) as (probe, advance):
                 probe.loops.progress = self._epoch_start.progress
                 end.restore()
                 results[self._leader] = _Result(
@@ -212,7 +211,7 @@ class MemberSearch:
             probe.loops.end_epoch()
             return _Result(HeldState(take()), score)
 
-        workers = self._maker.workers.count
+        workers = self._maker.workers
         known = end.originals() if workers > 1 else ()
         for index, result in run_shared_out(train, len(members), workers, known):
             yield members[index], result

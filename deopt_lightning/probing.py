@@ -91,7 +91,7 @@ class ProbeSearch:
                         write=lambda vector: self._control.write(search.space.decode(vector)),
                         take_snapshot=take,
                         keep_winner=self._keep_winner,
-                        workers=self._maker.workers.count,
+                        workers=self._maker.workers,
                         on_scored=advance,
                     )
                     while len(candidates := search.ask()):

@@ -18,79 +18,27 @@ from typing import Any, TypeVar
 
 import lightning.pytorch as pl
 import torch
-from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
 from deopt_lightning.trainer_seam import validation_workers
 
 Result = TypeVar("Result")
-_TIMED = 3  # generations until it is known whether workers are faster
 
 
-class WorkerChoice:
-    """How many processes share out a generation's candidates; what is asked for, or the faster.
-
-    Where nothing is asked, the first generation, in which other things are tested, and the second
-    run in this process, the third in as many workers as torch has threads. From the fourth on the
-    one stays that took less time for each candidate. Since a worker has one thread, that is tried
-    where there are no more than two threads for each candidate.
+def worker_count(trainer: pl.Trainer, asked: int) -> int:
+    """How many processes to share candidates out among; 0 for none but this one.
 
     Args:
-        asked: A number of processes, 0 for none; None measures.
-
-    Attributes:
-        seconds: What each candidate has taken in the generations timed so far; a resumed run is
-            told, so that it decides as the unbroken one.
+        trainer: A Trainer in `on_train_epoch_end`.
+        asked: What the user asked for.
     """
-
-    def __init__(self, asked: int | None) -> None:
-        self._asked = asked
-        self._possible = 0
-        self.seconds: list[float] = []
-
-    def begin(self, trainer: pl.Trainer, candidates: int) -> None:
-        """Finds out what is possible in a run.
-
-        Args:
-            trainer: A Trainer in `on_train_epoch_end`.
-            candidates: How many candidates there are at a time.
-        """
-        reason = why_no_workers(trainer)
-        if self._asked is None:
-            threads = torch.get_num_threads()
-            fits = 1 < threads <= 2 * candidates and reason is None
-            self._possible = threads if fits else 0
-            return
-        self._possible = self._asked
-        if self._asked > 1 and reason is not None:
-            self._possible = 0
-            rank_zero_warn(
-                f"DEOptCallback(workers={self._asked}) goes without worker processes: {reason}. "
-                "The results are the same."
-            )
-
-    def rule_out(self) -> None:
-        """No workers in this run."""
-        self._possible = 0
-
-    @property
-    def count(self) -> int:
-        """The number of processes for the next candidates; 0 for none but this one."""
-        if self._asked is None and len(self.seconds) < _TIMED:
-            return self._possible if len(self.seconds) == _TIMED - 1 else 0
-        faster = self._asked is not None or self.seconds[-1] < self.seconds[-2]
-        return self._possible if faster else 0
-
-    def note(self, seconds: float, candidates: int) -> None:
-        """Takes note of the time that a generation's candidates took."""
-        if self._asked is not None or not self._possible or len(self.seconds) == _TIMED:
-            return
-        self.seconds.append(seconds / max(1, candidates))
-        if len(self.seconds) == _TIMED:
-            rank_zero_info(
-                f"DEOptCallback shares candidates out among {self.count or 'no'} processes: each "
-                f"took {self.seconds[-1] * 1e3:.3g} ms in {self._possible}, "
-                f"{self.seconds[-2] * 1e3:.3g} ms in one."
-            )
+    if asked > 1 and (reason := why_no_workers(trainer)) is not None:
+        rank_zero_warn(
+            f"DEOptCallback(workers={asked}) goes without worker processes: {reason}. The results "
+            "are the same."
+        )
+        return 0
+    return asked
 
 
 def why_no_workers(trainer: pl.Trainer) -> str | None:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from deopt_lightning import DEOptCallback, members
+from deopt_lightning import DEOptCallback
 from deopt_lightning.snapshot import Snapshot
 from deopt_lightning.workers import run_shared_out
 from tests.tiny import TinyModel, fit, same_state, val_loader
@@ -117,36 +117,6 @@ def test_results_come_back_with_the_very_same_objects() -> None:
         assert losses[-1] == index
     before.restore()
     assert losses == []
-
-
-def test_the_faster_number_of_workers_stays_and_a_resumed_run_knows_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    torch.set_num_threads(2)
-    used: list[int] = []
-
-    def noted(task: Any, count: int, workers: int, known: Any = ()) -> Any:
-        used.append(workers)
-        return run_shared_out(task, count, workers, known)
-
-    monkeypatch.setattr(members, "run_shared_out", noted)
-    callback = DEOptCallback("val_loss", population_size=4)
-    _, trainer = fit(tmp_path, [callback], max_epochs=5)
-    seconds = callback.state_dict()["decisions"]["seconds"]
-    last = 2 if seconds[2] < seconds[1] else 0
-    assert used == [0, 0, 2, last, last]
-    trainer.save_checkpoint(tmp_path / "five.ckpt")
-    resumed = DEOptCallback("val_loss", population_size=4)
-    fit(tmp_path, [resumed], max_epochs=6, ckpt_path=tmp_path / "five.ckpt")
-    assert used[5:] == [last]
-    assert resumed.state_dict()["decisions"]["seconds"] == seconds
-
-
-def test_epochs_without_a_generation_are_not_timed(tmp_path: Path) -> None:
-    torch.set_num_threads(2)
-    callback = DEOptCallback("val_loss", population_size=4, every_n_epochs=2)
-    fit(tmp_path, [callback], max_epochs=4)
-    assert len(callback.state_dict()["decisions"]["seconds"]) == 2
 
 
 def test_validation_workers_exclude_others(tmp_path: Path) -> None:
