@@ -62,8 +62,7 @@ class Results:
 
     def runs(self, data: str, model: str, tuner: str) -> list[Result]:
         """The finished runs of all seeds."""
-        wanted = (data, model, tuner)
-        return [r for c, r in self.of.items() if (c.data, c.model, c.tuner) == wanted]
+        return list(self._seeds(data, model, tuner).values())
 
     def test(
         self, data: str, model: str, tuner: str, metric: str
@@ -80,15 +79,22 @@ class Results:
         return None
 
     def signed_rank(self, tuner: str, models: Sequence[str]) -> tuple[float | None, int]:
-        """One-sided p-value over all (data, model, metric) pairs, and their number."""
+        """One-sided p-value over all (data, model, metric) pairs, and their number.
+
+        A pair's difference is the mean over the seeds that both tuners have.
+        """
         differences = []
         for data in self.datasets:
             for model in models:
+                mine, other = (self._seeds(data, model, t) for t in (tuner, self.baseline))
                 for metric in self.metrics:
-                    mine = self.test(data, model, tuner, metric)
-                    other = self.test(data, model, self.baseline, metric)
-                    if mine is not None and other is not None:
-                        differences.append(mine[0] - other[0])
+                    found = [
+                        run.test[metric] - other[seed].test[metric]
+                        for seed, run in mine.items()
+                        if seed in other and metric in run.test and metric in other[seed].test
+                    ]
+                    if found:
+                        differences.append(float(np.mean(found)))
         return one_sided_signed_rank(differences), len(differences)
 
     @property
@@ -122,6 +128,10 @@ class Results:
         differences = [mine[seed] - other[seed] for seed in mine if seed in other]
         mean: NDArray[np.float64] | None = np.sum(differences, axis=0) if differences else None
         return mean if mean is None else mean * (PER_USER_STEP / len(differences))
+
+    def _seeds(self, data: str, model: str, tuner: str) -> dict[int, Result]:
+        wanted = (data, model, tuner)
+        return {c.seed: r for c, r in self.of.items() if (c.data, c.model, c.tuner) == wanted}
 
     def _by_seed(self, data: str, model: str, tuner: str) -> dict[int, NDArray[np.float64]]:
         values = {}
