@@ -87,8 +87,8 @@ def signed_ranks(results: Results) -> Table:
         rows.append([tuner, *cells])
     return Table(
         f"Better than {results.baseline}? Wilcoxon signed-rank, exact and one-sided",
-        "Pairs are data set, model and metric, each a mean over the seeds that both sides have. The "
-        "smallest p-value that n pairs allow is 1 / 2^n.",
+        "Pairs are data set, model and metric, each a mean over the seeds that both sides have. "
+        "The smallest p-value that n pairs allow is 1 / 2^n.",
         ["tuner", *results.models, *(["all models"] if several else [])],
         rows,
         1,
