@@ -62,7 +62,7 @@ class Results:
 
     def runs(self, data: str, model: str, tuner: str) -> list[Result]:
         """The finished runs of all seeds."""
-        return list(self._seeds(data, model, tuner).values())
+        return [self.of[cell] for cell in self._by_seed(data, model, tuner).values()]
 
     def test(
         self, data: str, model: str, tuner: str, metric: str
@@ -86,13 +86,14 @@ class Results:
         differences = []
         for data in self.datasets:
             for model in models:
-                mine, other = (self._seeds(data, model, t) for t in (tuner, self.baseline))
+                mine, other = (self._by_seed(data, model, t) for t in (tuner, self.baseline))
+                pairs = [
+                    (self.of[cell].test, self.of[other[seed]].test)
+                    for seed, cell in mine.items()
+                    if seed in other
+                ]
                 for metric in self.metrics:
-                    found = [
-                        run.test[metric] - other[seed].test[metric]
-                        for seed, run in mine.items()
-                        if seed in other and metric in run.test and metric in other[seed].test
-                    ]
+                    found = [a[metric] - b[metric] for a, b in pairs if metric in a and metric in b]
                     if found:
                         differences.append(float(np.mean(found)))
         return one_sided_signed_rank(differences), len(differences)
@@ -124,20 +125,19 @@ class Results:
         """
         if tuner == self.baseline:
             return None
-        mine, other = (self._by_seed(data, model, name) for name in (tuner, self.baseline))
+        mine, other = (self._users_by_seed(data, model, name) for name in (tuner, self.baseline))
         differences = [mine[seed] - other[seed] for seed in mine if seed in other]
         mean: NDArray[np.float64] | None = np.sum(differences, axis=0) if differences else None
         return mean if mean is None else mean * (PER_USER_STEP / len(differences))
 
-    def _seeds(self, data: str, model: str, tuner: str) -> dict[int, Result]:
+    def _by_seed(self, data: str, model: str, tuner: str) -> dict[int, Cell]:
+        """The finished cells of one row."""
         wanted = (data, model, tuner)
-        return {c.seed: r for c, r in self.of.items() if (c.data, c.model, c.tuner) == wanted}
+        return {c.seed: c for c in self.of if (c.data, c.model, c.tuner) == wanted}
 
-    def _by_seed(self, data: str, model: str, tuner: str) -> dict[int, NDArray[np.float64]]:
-        values = {}
-        for cell in self.of:
-            if (cell.data, cell.model, cell.tuner) == (data, model, tuner):
-                found = cell.per_user(self.user_metric)
-                if found is not None:
-                    values[cell.seed] = np.rint(found / PER_USER_STEP)
-        return values
+    def _users_by_seed(self, data: str, model: str, tuner: str) -> dict[int, NDArray[np.float64]]:
+        found = {
+            seed: cell.per_user(self.user_metric)
+            for seed, cell in self._by_seed(data, model, tuner).items()
+        }
+        return {s: np.rint(v / PER_USER_STEP) for s, v in found.items() if v is not None}
