@@ -38,7 +38,7 @@ class DEOptCallback(Callback):
         mode: ``"min"`` if smaller is better, ``"max"`` if larger is.
         population_size: Number of target vectors, NP in the paper; at least 4.
         lr_bounds: Smallest and largest lr for every layer. By default each layer's own lr in the
-            optimizer, from a thousandth of it to ten times it.
+            optimizer, from a thousandth of it to a hundred times it; with probes, ten times it.
         weight_decay_bounds: Smallest and largest weight decay; exactly 0 is tried as well, and
             (0, 0) learns lr alone. By default likewise from the optimizer's own, and
             (1e-7, 1e-3) where that is 0.

@@ -76,23 +76,24 @@ class LayerControl:
         self,
         lr_bounds: Bounds | None,
         weight_decay_bounds: Bounds | None,
-    ) -> tuple[SearchSpace, FloatArray, tuple[FloatArray, FloatArray]]:
-        """The space to search, the user's own vector in it, and its neighbourhood.
+        lr_up: float = 10,
+    ) -> tuple[SearchSpace, FloatArray]:
+        """The space to search, and the user's own vector in it.
 
         Args:
-            lr_bounds: For every layer; None goes from a thousandth of each layer's own lr to ten
-                times it.
-            weight_decay_bounds: Likewise; None is `DECAY_BOUNDS_FROM_ZERO` where the own is 0.
+            lr_bounds: For every layer; None goes from a thousandth of each layer's own lr to
+                ``lr_up`` times it.
+            weight_decay_bounds: Likewise to ten times; `DECAY_BOUNDS_FROM_ZERO` where the own is 0.
+            lr_up: See ``lr_bounds``.
 
         Returns:
-            The space; the own values inside its bounds as (2N,) coordinates; and the lower and
-            upper coordinates of the part in which each lr is within ten times the own.
+            The space, and the own values inside its bounds as (2N,) coordinates.
         """
         own = self.own_values
         lr, decay = np.split(own, 2)
         space = SearchSpace.for_layers(
             self.layer_names,
-            lr_bounds or [(value / 1000, value * 10) for value in lr],
+            lr_bounds or [(value / 1000, value * lr_up) for value in lr],
             weight_decay_bounds
             or [
                 (value / 1000, value * 10) if value > 0 else DECAY_BOUNDS_FROM_ZERO
@@ -101,12 +102,7 @@ class LayerControl:
         )
         zero = (own == 0) & (space.low < space.high)  # 0 lies below the bounds, but can be encoded
         in_bounds = np.where(zero, 0.0, np.clip(own, space.low, space.high))
-        vector = space.encode(in_bounds)
-        low, high = space.coordinate_low.copy(), space.coordinate_high.copy()
-        lrs = slice(0, len(lr))  # their coordinates are decimal logarithms
-        low[lrs] = np.maximum(low[lrs], vector[lrs] - 1)
-        high[lrs] = np.minimum(high[lrs], vector[lrs] + 1)
-        return space, vector, (low, high)
+        return space, space.encode(in_bounds)
 
     def write(self, values: FloatArray) -> None:
         """Eq. (1): puts (2N,) values into effect, first N learning rates, then N weight decays."""

@@ -20,6 +20,7 @@ from deopt_lightning.running_best import RunningBestDE
 from deopt_lightning.steady_state import SteadyStateDE
 
 PROBE_STEPS = 0.25  # of an epoch, unless given
+LR_UP, LR_UP_OF_MEMBERS = 10, 100  # times the own lr, unless bounds are given
 _LENGTH = ("population_size", "carry", "every_n_epochs", "max_generations")
 Search = ProbeSearch | MemberSearch | ChainedSearch
 
@@ -62,15 +63,15 @@ def build_search(arguments: Mapping[str, Any], control: LayerControl, maker: Pro
         control: Writes values into the optimizer.
         maker: Makes probes.
     """
-    space, own, near = control.search_space(
-        arguments["lr_bounds"], arguments["weight_decay_bounds"]
-    )
     size, carry = arguments["population_size"], arguments["carry"]
+    lr_up = LR_UP_OF_MEMBERS if carry == "population" else LR_UP
+    bounds = arguments["lr_bounds"], arguments["weight_decay_bounds"]
+    space, own = control.search_space(*bounds, lr_up)
     settings = {name: arguments[name] for name in ("strategy", "repair", "seed")}
-    settings["initial"] = [own]
     if carry == "population":
-        members = SteadyStateDE(space, size, near=near, **settings)
+        members = SteadyStateDE(space, size, own=own, **settings)
         return MemberSearch(members, control, maker, adopt=arguments["adopt"])
+    settings["initial"] = [own]
     if carry == "chain":
         trials = RunningBestDE(space, size, **settings)
         return ChainedSearch(trials, control, maker, arguments["max_generations"])

@@ -32,16 +32,22 @@ from deopt_lightning.search_space import Repair, SearchSpace
 REPLACED = 0.4  # of the members, in each generation
 ARCHIVE = 4  # vectors for each member
 FALL = 0.15  # decades that an lr may fall by from the best member to a trial
+REACH = 1.0  # decades from the own lr to the lowest and to the highest of the first members
+APART = 0.25  # decades by which a layer's lr may be off there
 
 
 class SteadyStateDE:
     """Searches with members that keep what they have reached; higher perf is better.
 
+    The first members lie along a line: the own lrs of all layers times one factor, from a tenth to
+    ten, each layer off by a little. So whatever order of magnitude the own lr has, one of them
+    trains, and what a layer needs beside the others is found from there.
+
     In each generation the worst members, and all without a finite perf, become trials around the
-    best: Eq. 9, or Eq. 7 in 8, with the best member as its target, F and omega drawn afresh. X_r3
-    is drawn from the members and an archive of replaced ones (Zhang and Sanderson, JADE, 2009),
-    which keeps the steps from shrinking with a population that has just gathered around one
-    member.
+    best: Eq. 9, or Eq. 7 in 8, with the best member as its target, F and omega drawn afresh. X_r2
+    and X_r3 are drawn from the members and an archive of replaced ones (Zhang and Sanderson, JADE,
+    2009, draw X_r3 from such a one), which keeps the steps from shrinking with a population that
+    has just gathered around one member.
 
     No lr of a trial is below the best member's by more than ``FALL`` decades. The metric gains at
     once where an lr falls and loses only later what a higher one would still have found, so
@@ -52,10 +58,8 @@ class SteadyStateDE:
         population_size: The number of members, at least 4.
         strategy: How trials are built, see ``DifferentialEvolution``.
         repair: What happens to a trial outside the bounds, see ``SearchSpace.repair``.
-        initial: Up to population_size vectors, in coordinates, that open the first population,
-            shape (count, dimensions).
-        near: Lower and upper coordinates of the box that the other first vectors are drawn from,
-            spread evenly over each dimension (a Latin hypercube); the whole space by default.
+        own: The first member, in coordinates, shape (dimensions,); without one, all members
+            spread evenly over the whole space (a Latin hypercube).
         seed: Seed of the search's own random generator; None draws one from the system.
 
     Attributes:
@@ -71,8 +75,7 @@ class SteadyStateDE:
         *,
         strategy: Strategy = "current_to_rand",
         repair: Repair = "reflect",
-        initial: ArrayLike | None = None,
-        near: tuple[FloatArray, FloatArray] | None = None,
+        own: ArrayLike | None = None,
         seed: int | None = None,
     ) -> None:
         check_settings(population_size, strategy, None, repair)
@@ -81,16 +84,27 @@ class SteadyStateDE:
         self.strategy = strategy
         self.repair = repair
         self._rng = np.random.Generator(np.random.PCG64(seed))
-        low, high = near or (space.coordinate_low, space.coordinate_high)
-        spread = latin_hypercube(low, high, population_size, self._rng)
-        self.vectors = with_first(space, spread, initial)
-        is_lr = [
-            name.startswith("lr/") and scale == "log"
-            for name, scale in zip(space.names, space.scale, strict=True)
-        ]
-        self._fall = np.where(is_lr, FALL, np.inf)
+        self._is_lr = np.array(
+            [
+                name.startswith("lr/") and scale == "log"
+                for name, scale in zip(space.names, space.scale, strict=True)
+            ]
+        )
+        self.vectors = self._first_members(None if own is None else np.array(own))
         self.archive = np.empty((0, space.dimensions))
         self.generation = 0
+
+    def _first_members(self, own: FloatArray | None) -> FloatArray:
+        """The first population, shape (population_size, dimensions)."""
+        low, high = self.space.coordinate_low, self.space.coordinate_high
+        members = latin_hypercube(low, high, self.population_size, self._rng)
+        if own is None:
+            return members
+        others = self.population_size - 1
+        factors = np.linspace(-REACH, REACH, others)[:, None]  # decades
+        apart = self._rng.uniform(-APART, APART, (others, int(self._is_lr.sum())))
+        members[1:, self._is_lr] = own[self._is_lr] + factors + apart
+        return with_first(self.space, np.clip(members, low, high), [own])
 
     def tell(self, perf: ArrayLike, keep: int | None = None) -> NDArray[np.intp]:
         """Ends a generation: replaces the worst members.
@@ -136,13 +150,14 @@ class SteadyStateDE:
         """A trial with the best member as its target, shape (dimensions,)."""
         target = self.vectors[[best]]
         others = np.delete(self.vectors, best, axis=0)
-        x_r1, x_r2, *rest = self._rng.permutation(others)[:, None]
+        x_r1, *rest = self._rng.permutation(others)[:, None]
         pool = np.concatenate([*rest, self.archive])
-        x_r3 = pool[[self._rng.integers(len(pool))]]
+        x_r2, x_r3 = self._rng.permutation(pool)[:2, None]
         factor, omega = F_LOW + F_RANGE * self._rng.random(1), self._rng.random(1)
         trial = build_trials(self.strategy, target, x_r1, x_r2, x_r3, factor, omega)
         repaired: FloatArray = self.space.repair(trial[0], self.repair)
-        limited: FloatArray = np.maximum(repaired, target[0] - self._fall)
+        lowest = np.where(self._is_lr, target[0] - FALL, -np.inf)
+        limited: FloatArray = np.maximum(repaired, lowest)
         return limited
 
     def state_dict(self) -> dict[str, Any]:

@@ -78,6 +78,18 @@ def test_default_bounds_reach_ten_times_up_and_a_thousand_times_down(tmp_path: P
     assert 0.5 < decay.max() <= 1
 
 
+def test_by_default_members_may_reach_a_hundred_times_the_own_lr(tmp_path: Path) -> None:
+    callback = DEOptCallback("val_loss", max_generations=1)
+    fit(tmp_path, [callback], max_epochs=1)
+    space = callback._search.search.space
+    assert space.low[:3] == pytest.approx([0.01 / 1000] * 3)
+    assert space.high[:3] == pytest.approx([0.01 * 100] * 3)
+    lrs = np.array(callback.history[0]["members"])[:, :3] / 0.01
+    assert lrs[0] == pytest.approx([1.0] * 3)
+    assert 0.1 / 1.8 < lrs[1:].min() < 0.1 * 1.8
+    assert 10 / 1.8 < lrs[1:].max() < 10 * 1.8
+
+
 def test_next_epoch_trains_with_the_best_target(tmp_path: Path) -> None:
     callback = make_callback()
     _, trainer = fit(tmp_path, [callback])

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from deopt_lightning.search_space import SearchSpace
-from deopt_lightning.steady_state import FALL, SteadyStateDE
+from deopt_lightning.search_space import Bounds, SearchSpace
+from deopt_lightning.steady_state import APART, FALL, REACH, SteadyStateDE
 
 
 def build(seed: int = 0, low: float = 0.0, high: float = 1.0, **options: Any) -> SteadyStateDE:
@@ -38,13 +38,48 @@ def test_the_archive_is_bounded() -> None:
     assert search.archive.shape == (20, 4)
 
 
-def test_first_vectors_spread_over_the_given_box() -> None:
-    low, high = np.full(4, 0.2), np.full(4, 0.4)
-    search = build(population_size=10, near=(low, high), initial=[[0.9] * 4])
-    assert search.vectors[0].tolist() == [0.9] * 4
-    slices = np.floor((search.vectors[1:] - 0.2) / 0.02).astype(int)
-    assert all(len(set(column)) == 9 for column in slices.T)
-    assert ((search.vectors[1:] >= 0.2) & (search.vectors[1:] <= 0.4)).all()
+def test_without_an_own_vector_members_spread_over_the_space() -> None:
+    slices = np.floor(build(population_size=10).vectors * 10).astype(int)
+    assert all(sorted(column) == list(range(10)) for column in slices.T)
+
+
+OWN = np.log10([1e-3, 3e-3, 1e-5, 1e-5])  # lr of two layers, then their weight decay
+
+
+def around_own(lr_bounds: Bounds = (1e-6, 1.0), **options: Any) -> SteadyStateDE:
+    space = SearchSpace.for_layers(["one", "two"], lr_bounds, (1e-7, 1e-3))
+    return SteadyStateDE(space, 5, own=OWN, **{"seed": 0} | options)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_first_lrs_lie_along_a_line_through_the_own(seed: int) -> None:
+    vectors = around_own(seed=seed).vectors
+    assert np.array_equal(vectors[0], OWN)
+    decades = vectors[1:, :2] - OWN[:2]
+    off = decades - np.linspace(-REACH, REACH, 4)[:, None]
+    assert np.abs(off).max() <= APART
+    assert len(np.unique(off)) == 8
+
+
+def test_first_lrs_stay_inside_the_bounds() -> None:
+    vectors = around_own(lr_bounds=(5e-4, 5e-3)).vectors
+    low, high = np.log10([5e-4, 5e-3])
+    assert ((vectors[:, :2] >= low) & (vectors[:, :2] <= high)).all()
+    assert (vectors[1, :2] == low).any()
+    assert (vectors[4, :2] == high).any()
+
+
+def test_steps_are_differences_of_vectors_in_the_archive_too() -> None:
+    """All members agree, so that every step comes from the archive."""
+    search = build(dimensions=1, low=-1e6, high=1e6)
+    found = []
+    for _ in range(100):
+        search.vectors = np.full((5, 1), 5.0)
+        search.archive = np.array([[1.0], [2.0]] * 10)
+        search.tell([1.0, 0.1, 0.2, 0.3, 0.4])
+        found += [*search.vectors[1:3, 0] - 5.0]
+    assert min(found) < -0.5
+    assert max(found) > 0.5
 
 
 @pytest.mark.parametrize("strategy", ["current_to_rand", "mutant_then_trial"])
@@ -110,10 +145,9 @@ def test_vectors_stay_inside_the_bounds(repair: str) -> None:
     assert ((search.vectors >= 0) & (search.vectors <= 1)).all()
 
 
-def test_given_vectors_open_the_population() -> None:
-    search = build(initial=[[0.1, 0.2, 0.3, 0.4]])
-    assert search.vectors[0].tolist() == [0.1, 0.2, 0.3, 0.4]
-    assert np.array_equal(search.vectors[1:], build().vectors[1:])  # the others stay as drawn
+def test_an_own_vector_outside_the_bounds_is_refused() -> None:
+    with pytest.raises(ValueError, match="initial must lie inside the bounds"):
+        build(own=[0.1, 0.2, 0.3, 1.4])
 
 
 def test_the_population_gathers_at_the_optimum() -> None:
