@@ -33,15 +33,14 @@ REPLACED = 0.4  # of the members, in each generation
 ARCHIVE = 4  # vectors for each member
 FALL = 0.15  # decades that an lr may fall by from the best member to a trial
 REACH = 1.0  # decades from the own lr to the lowest and to the highest of the first members
-APART = 0.25  # decades by which a layer's lr may be off there
 
 
 class SteadyStateDE:
     """Searches with members that keep what they have reached; higher perf is better.
 
-    The first members lie along a line: the own lrs of all layers times one factor, from a tenth to
-    ten, each layer off by a little. So whatever order of magnitude the own lr has, one of them
-    trains, and what a layer needs beside the others is found from there.
+    One of the first members has a tenth of all own lrs and one ten times them, so that one trains
+    even if the own lr is far from a good one. The others have an lr between these for each layer
+    alone, so that the layers' rates do not begin alike.
 
     In each generation the worst members, and all without a finite perf, become trials around the
     best: Eq. 9, or Eq. 7 in 8, with the best member as its target, F and omega drawn afresh. X_r2
@@ -97,14 +96,15 @@ class SteadyStateDE:
     def _first_members(self, own: FloatArray | None) -> FloatArray:
         """The first population, shape (population_size, dimensions)."""
         low, high = self.space.coordinate_low, self.space.coordinate_high
-        members = latin_hypercube(low, high, self.population_size, self._rng)
         if own is None:
-            return members
-        others = self.population_size - 1
-        factors = np.linspace(-REACH, REACH, others)[:, None]  # decades
-        apart = self._rng.uniform(-APART, APART, (others, int(self._is_lr.sum())))
-        members[1:, self._is_lr] = own[self._is_lr] + factors + apart
-        return with_first(self.space, np.clip(members, low, high), [own])
+            return latin_hypercube(low, high, self.population_size, self._rng)
+        near_low, near_high = low.copy(), high.copy()
+        near_low[self._is_lr] = np.maximum(low, own - REACH)[self._is_lr]
+        near_high[self._is_lr] = np.minimum(high, own + REACH)[self._is_lr]
+        members = latin_hypercube(near_low, near_high, self.population_size, self._rng)
+        members[1, self._is_lr] = near_low[self._is_lr]
+        members[2, self._is_lr] = near_high[self._is_lr]
+        return with_first(self.space, members, [own])
 
     def tell(self, perf: ArrayLike, keep: int | None = None) -> NDArray[np.intp]:
         """Ends a generation: replaces the worst members.
