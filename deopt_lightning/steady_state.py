@@ -43,10 +43,12 @@ class SteadyStateDE:
     alone, so that the layers' rates do not begin alike.
 
     In each generation the worst members, and all without a finite perf, become trials around the
-    best: Eq. 9, or Eq. 7 in 8, with the best member as its target, F and omega drawn afresh. X_r2
-    and X_r3 are drawn from the members and an archive of replaced ones (Zhang and Sanderson, JADE,
-    2009, draw X_r3 from such a one), which keeps the steps from shrinking with a population that
-    has just gathered around one member.
+    best: Eq. 9, or Eq. 7 in 8, with the best member as its target, F and omega drawn afresh. X_r3
+    is drawn from the members and an archive of replaced ones (Zhang and Sanderson, JADE, 2009).
+    That keeps the steps from shrinking with a population that has just gathered around one member,
+    and X_r2 - X_r3 leads away from what was worse. So for an lr X_r2 is a member, as in JADE. What
+    a weight decay is worth shows too late for that: there X_r2 is from the archive, too, or all
+    members soon share one value.
 
     No lr of a trial is below the best member's by more than ``FALL`` decades. The metric gains at
     once where an lr falls and loses only later what a higher one would still have found, so
@@ -150,9 +152,9 @@ class SteadyStateDE:
         """A trial with the best member as its target, shape (dimensions,)."""
         target = self.vectors[[best]]
         others = np.delete(self.vectors, best, axis=0)
-        x_r1, *rest = self._rng.permutation(others)[:, None]
-        pool = np.concatenate([*rest, self.archive])
-        x_r2, x_r3 = self._rng.permutation(pool)[:2, None]
+        x_r1, member, *rest = self._rng.permutation(others)[:, None]
+        x_r3, replaced = self._rng.permutation(np.concatenate([*rest, self.archive]))[:2, None]
+        x_r2 = np.where(self._is_lr, member, replaced)
         factor, omega = F_LOW + F_RANGE * self._rng.random(1), self._rng.random(1)
         trial = build_trials(self.strategy, target, x_r1, x_r2, x_r3, factor, omega)
         repaired: FloatArray = self.space.repair(trial[0], self.repair)

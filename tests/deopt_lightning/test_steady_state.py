@@ -70,17 +70,21 @@ def test_first_lrs_stay_inside_the_bounds() -> None:
     assert (vectors[2, :2] == high).all()
 
 
-def test_steps_are_differences_of_vectors_in_the_archive_too() -> None:
+def test_lrs_step_from_the_archive_to_members_and_decays_within_the_archive() -> None:
     """All members agree, so that every step comes from the archive."""
-    search = build(dimensions=1, low=-1e6, high=1e6)
+    space = SearchSpace.for_layers(["one"], (1e-9, 1e9), (1e-9, 1e9))
+    search = SteadyStateDE(space, 5, seed=0)
     found = []
     for _ in range(100):
-        search.vectors = np.full((5, 1), 5.0)
-        search.archive = np.array([[1.0], [2.0]] * 10)
+        search.vectors = np.zeros((5, 2))
+        search.archive = np.array([[-2.0, -2.0], [-1.0, -1.0]] * 10)
         search.tell([1.0, 0.1, 0.2, 0.3, 0.4])
-        found += [*search.vectors[1:3, 0] - 5.0]
-    assert min(found) < -0.5
-    assert max(found) > 0.5
+        found += [*search.vectors[1:3]]
+    lr, weight_decay = np.array(found).T
+    assert lr.min() == 0  # where X_r3 is a member
+    assert lr.max() > 1
+    assert weight_decay.min() < -0.5
+    assert weight_decay.max() > 0.5
 
 
 @pytest.mark.parametrize("strategy", ["current_to_rand", "mutant_then_trial"])
