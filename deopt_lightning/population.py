@@ -73,13 +73,16 @@ def latin_hypercube(
     return low + (slices + rng.random(shape)) / population_size * (high - low)
 
 
-def with_first(space: SearchSpace, vectors: FloatArray, initial: ArrayLike | None) -> FloatArray:
+def with_first(
+    space: SearchSpace, vectors: FloatArray, initial: ArrayLike | None, name: str = "initial"
+) -> FloatArray:
     """A first population whose first vectors are the given ones.
 
     Args:
         space: Gives the bounds.
         vectors: The population, shape (population_size, dimensions); overwritten.
         initial: Up to population_size rows in coordinates, shape (count, dimensions), or None.
+        name: What an error calls them.
 
     Raises:
         ValueError: The given rows do not fit, or lie outside the bounds.
@@ -90,12 +93,12 @@ def with_first(space: SearchSpace, vectors: FloatArray, initial: ArrayLike | Non
     given = np.array(initial, dtype=np.float64)
     if given.ndim != 2 or given.shape[1] != len(low) or len(given) > len(vectors):
         raise ValueError(
-            f"initial must hold at most {len(vectors)} vectors of {len(low)} coordinates; "
+            f"{name} must hold at most {len(vectors)} vectors of {len(low)} coordinates; "
             f"got the shape {given.shape}."
         )
     if not ((given >= low) & (given <= high)).all():
         raise ValueError(
-            f"initial must lie inside the bounds of the space; got {given.tolist()}. "
+            f"{name} must lie inside the bounds of the space; got {given.tolist()}. "
             f"Encode values with SearchSpace.encode, or widen the bounds."
         )
     vectors[: len(given)] = given

@@ -63,6 +63,9 @@ class SteadyStateDE:
             spread evenly over the whole space (a Latin hypercube).
         seed: Seed of the search's own random generator; None draws one from the system.
 
+    Raises:
+        ValueError: An argument is out of range, or ``own`` does not fit the space.
+
     Attributes:
         vectors: Coordinates of the members, shape (population_size, dimensions).
         archive: Replaced vectors, at most ``ARCHIVE`` times as many as members.
@@ -91,22 +94,25 @@ class SteadyStateDE:
                 for name, scale in zip(space.names, space.scale, strict=True)
             ]
         )
-        self.vectors = self._first_members(None if own is None else np.array(own))
+        self.vectors = self._first_members(own)
         self.archive = np.empty((0, space.dimensions))
         self.generation = 0
 
-    def _first_members(self, own: FloatArray | None) -> FloatArray:
+    def _first_members(self, given: ArrayLike | None) -> FloatArray:
         """The first population, shape (population_size, dimensions)."""
         low, high = self.space.coordinate_low, self.space.coordinate_high
-        if own is None:
+        if given is None:
             return latin_hypercube(low, high, self.population_size, self._rng)
+        first = np.array(given, dtype=np.float64)[None]
+        own = with_first(self.space, np.empty((1, len(low))), first, name="own")[0]
         near_low, near_high = low.copy(), high.copy()
         near_low[self._is_lr] = np.maximum(low, own - REACH)[self._is_lr]
         near_high[self._is_lr] = np.minimum(high, own + REACH)[self._is_lr]
         members = latin_hypercube(near_low, near_high, self.population_size, self._rng)
         members[1, self._is_lr] = near_low[self._is_lr]
         members[2, self._is_lr] = near_high[self._is_lr]
-        return with_first(self.space, members, [own])
+        members[0] = own
+        return members
 
     def tell(self, perf: ArrayLike, keep: int | None = None) -> NDArray[np.intp]:
         """Ends a generation: replaces the worst members.

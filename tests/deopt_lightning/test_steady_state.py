@@ -150,9 +150,13 @@ def test_vectors_stay_inside_the_bounds(repair: str) -> None:
     assert ((search.vectors >= 0) & (search.vectors <= 1)).all()
 
 
-def test_an_own_vector_outside_the_bounds_is_refused() -> None:
-    with pytest.raises(ValueError, match="initial must lie inside the bounds"):
+def test_an_own_vector_that_does_not_fit_is_refused() -> None:
+    with pytest.raises(ValueError, match="own must lie inside the bounds"):
         build(own=[0.1, 0.2, 0.3, 1.4])
+    with pytest.raises(
+        ValueError, match=r"at most 1 vectors of 4 coordinates; got the shape \(1, 3\)"
+    ):
+        build(own=[0.1, 0.2, 0.3])
 
 
 def test_the_population_gathers_at_the_optimum() -> None:
