@@ -32,6 +32,7 @@ from deopt_lightning.search_space import Repair, SearchSpace
 REPLACED = 0.4  # of the members, in each generation
 ARCHIVE = 4  # vectors for each member
 FALL = 0.15  # decades that an lr may fall by from the best member to a trial
+OWN_STAYS = 5  # generations in which the own vector's member is not replaced
 REACH = 1.0  # decades from the own lr to the lowest and to the highest of the first members
 
 
@@ -47,8 +48,12 @@ class SteadyStateDE:
     is drawn from the members and an archive of replaced ones (Zhang and Sanderson, JADE, 2009).
     That keeps the steps from shrinking with a population that has just gathered around one member,
     and X_r2 - X_r3 leads away from what was worse. So for an lr X_r2 is a member, as in JADE. What
-    a weight decay is worth shows too late for that: there X_r2 is from the archive, too, or all
-    members soon share one value.
+    a weight decay is worth shows too late for that: there both are from the members, the archive
+    and the first members, or all members soon share one value.
+
+    The own vector's member is not replaced in the first ``OWN_STAYS`` generations. A model may take
+    some epochs to be better than popularity, say, to which a low lr comes sooner and no further.
+    While it is one of the worst, no trial is made of it.
 
     No lr of a trial is below the best member's by more than ``FALL`` decades. The metric gains at
     once where an lr falls and loses only later what a higher one would still have found, so
@@ -68,6 +73,7 @@ class SteadyStateDE:
 
     Attributes:
         vectors: Coordinates of the members, shape (population_size, dimensions).
+        first: Of the first members, of the same shape.
         archive: Replaced vectors, at most ``ARCHIVE`` times as many as members.
         generation: The number of completed generations.
     """
@@ -94,7 +100,8 @@ class SteadyStateDE:
                 for name, scale in zip(space.names, space.scale, strict=True)
             ]
         )
-        self.vectors = self._first_members(own)
+        self._has_own = own is not None
+        self.first = self.vectors = self._first_members(own)
         self.archive = np.empty((0, space.dimensions))
         self.generation = 0
 
@@ -138,10 +145,15 @@ class SteadyStateDE:
         if told[best] == -np.inf:
             return parents
         replaced = told == -np.inf
-        replaced[np.argsort(told, kind="stable")[: round(REPLACED * len(told))]] = True
+        own_stays = self._has_own and self.generation <= OWN_STAYS and not replaced[0]
+        count = round(REPLACED * len(told))
+        worst = np.argsort(told, kind="stable")
+        aside = [0] if own_stays and 0 in worst[:count] else []
+        replaced[[i for i in worst if i not in aside][:count]] = True
         replaced[[best] if keep is None else [best, keep]] = False
         self.archive = self._kept(np.concatenate([self.archive, self.vectors[replaced]]))
-        trials = [self._trial(best) for _ in range(int(replaced.sum()))]
+        others = np.delete(self.vectors, [best, *aside], axis=0)
+        trials = [self._trial(self.vectors[[best]], others) for _ in range(int(replaced.sum()))]
         self.vectors = self.vectors.copy()
         self.vectors[replaced] = trials if trials else self.vectors[replaced]
         parents[replaced] = best
@@ -154,13 +166,19 @@ class SteadyStateDE:
             return archive
         return archive[self._rng.permutation(len(archive))[:size]]
 
-    def _trial(self, best: int) -> FloatArray:
-        """A trial with the best member as its target, shape (dimensions,)."""
-        target = self.vectors[[best]]
-        others = np.delete(self.vectors, best, axis=0)
+    def _trial(self, target: FloatArray, others: FloatArray) -> FloatArray:
+        """A trial around the best member, shape (dimensions,).
+
+        Args:
+            target: The best member, shape (1, dimensions).
+            others: The members that it may be made of, shape (count, dimensions).
+        """
         x_r1, member, *rest = self._rng.permutation(others)[:, None]
-        x_r3, replaced = self._rng.permutation(np.concatenate([*rest, self.archive]))[:2, None]
-        x_r2 = np.where(self._is_lr, member, replaced)
+        pool = np.concatenate([*rest, self.archive])
+        past = pool[[self._rng.integers(len(pool))]]
+        any_two = self._rng.permutation(np.concatenate([pool, self.first]))[:2, None]
+        x_r2 = np.where(self._is_lr, member, any_two[0])
+        x_r3 = np.where(self._is_lr, past, any_two[1])
         factor, omega = F_LOW + F_RANGE * self._rng.random(1), self._rng.random(1)
         trial = build_trials(self.strategy, target, x_r1, x_r2, x_r3, factor, omega)
         repaired: FloatArray = self.space.repair(trial[0], self.repair)
@@ -174,6 +192,7 @@ class SteadyStateDE:
             "settings": self._settings(),
             "generation": self.generation,
             "vectors": self.vectors.tolist(),
+            "first": self.first.tolist(),
             "archive": self.archive.tolist(),
             "random_state": self._rng.bit_generator.state,
         }
@@ -183,6 +202,7 @@ class SteadyStateDE:
         check_equal_settings(state["settings"], self._settings())
         self.generation = state["generation"]
         self.vectors = np.array(state["vectors"])
+        self.first = np.array(state["first"])
         self.archive = np.array(state["archive"]).reshape(-1, self.space.dimensions)
         self._rng.bit_generator.state = state["random_state"]
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from deopt_lightning.search_space import Bounds, SearchSpace
-from deopt_lightning.steady_state import FALL, SteadyStateDE
+from deopt_lightning.steady_state import FALL, OWN_STAYS, SteadyStateDE
 
 
 def build(seed: int = 0, low: float = 0.0, high: float = 1.0, **options: Any) -> SteadyStateDE:
@@ -78,6 +78,7 @@ def test_lrs_step_from_the_archive_to_members_and_decays_within_the_archive() ->
     for _ in range(100):
         search.vectors = np.zeros((5, 2))
         search.archive = np.array([[-2.0, -2.0], [-1.0, -1.0]] * 10)
+        search.first = np.zeros((5, 2))
         search.tell([1.0, 0.1, 0.2, 0.3, 0.4])
         found += [*search.vectors[1:3]]
     lr, weight_decay = np.array(found).T
@@ -92,7 +93,7 @@ def test_lrs_step_from_the_archive_to_members_and_decays_within_the_archive() ->
 def test_a_trial_is_made_around_the_best(strategy: str, seed: int) -> None:
     """In one dimension each term is at most the largest difference of two members."""
     search = build(seed, dimensions=1, low=-1e6, high=1e6, strategy=strategy)
-    search.vectors = np.array([[5.0], [5.0], [5.0], [5.0], [-3.0]])
+    search.first = search.vectors = np.array([[5.0], [5.0], [5.0], [5.0], [-3.0]])
     search.tell([0.1, 0.2, 0.3, 0.4, 0.0])
     assert search.vectors[1:4].tolist() == [[5.0], [5.0], [5.0]]
     assert np.abs(search.vectors[[0, 4]] - 5.0).max() <= 2 * 8
@@ -112,6 +113,39 @@ def test_an_lr_falls_by_little_at_a_time_and_rises_freely() -> None:
     assert lr.min() == pytest.approx(-FALL)
     assert lr.max() > 1
     assert weight_decay.min() < -1
+
+
+def test_weight_decays_step_between_the_first_members_too() -> None:
+    """All members and the archive agree, so that every step comes from the first members."""
+    space = SearchSpace.for_layers(["one"], (1e-9, 1e9), (1e-9, 1e9))
+    search = SteadyStateDE(space, 5, seed=0)
+    for _ in range(20):
+        search.vectors, search.archive = np.zeros((5, 2)), np.zeros((20, 2))
+        search.tell([1.0, 0.1, 0.2, 0.3, 0.4])
+        if search.vectors[:, 1].any():
+            break
+    assert search.vectors[1:3, 0].tolist() == [0, 0]
+    assert search.vectors[1:3, 1].any()
+
+
+def test_the_own_vector_stays_for_some_generations_unless_it_diverges() -> None:
+    search = around_own()
+    for _ in range(OWN_STAYS):
+        parents = search.tell([0.0, 1.0, 2.0, 3.0, 4.0])
+        assert parents.tolist() == [0, 4, 4, 3, 4]
+        assert np.array_equal(search.vectors[0], OWN)
+    assert search.tell([0.0, 1.0, 2.0, 3.0, 4.0]).tolist() == [4, 4, 2, 3, 4]
+    assert not np.array_equal(search.vectors[0], OWN)
+    diverged = around_own()
+    assert diverged.tell([float("nan"), 1.0, 2.0, 3.0, 4.0]).tolist() == [4, 4, 2, 3, 4]
+
+
+def test_no_trial_is_made_of_an_own_vector_that_is_among_the_worst() -> None:
+    """All others agree, so that a trial that differs from them would be made of the own vector."""
+    search = around_own()
+    search.vectors = search.first = np.array([OWN] + [OWN + 1] * 4)
+    search.tell([0.0, 1.0, 2.0, 3.0, 4.0])
+    assert np.array_equal(search.vectors[1:, :2], np.array([OWN[:2] + 1] * 4))
 
 
 def test_members_without_a_finite_perf_are_all_replaced() -> None:
