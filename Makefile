@@ -17,8 +17,10 @@ demo: $(SETUP)
 test: $(SETUP)
 	$(PY) -m pytest -n 2
 
+# Without FSDP2: old torch may hang when it ends the process group, its gloo thread waiting for the
+# interpreter that waits for it.
 test-oldest: $(OLDEST)
-	.venv-oldest/bin/python -m pytest -n 2 $(CORE)
+	.venv-oldest/bin/python -m pytest -n 2 -k "not fsdp2" $(CORE)
 
 lint: $(SETUP)
 	$(PY) -m ruff check .
