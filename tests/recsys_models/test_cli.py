@@ -112,11 +112,11 @@ def test_optimizer_and_its_arguments_reach_the_model(recsys_cli, tmp_path):
 
 
 def test_callback_from_the_command_line_learns(recsys_cli, tmp_path):
-    recsys_cli("fit", "--model=BPRMF", *SHORT, *DEOPT)
+    recsys_cli("fit", "--model=BPRMF", *TINY, "--trainer.max_epochs=8", *DEOPT)
     lr = values(tmp_path, "deopt/lr/users")
-    assert len(lr) == 3
+    assert len(lr) == 8
     assert all(1e-6 <= value <= 1e-1 for value in lr)
-    assert all(spread > 0 for spread in values(tmp_path, "deopt/spread"))
+    assert len(set(lr)) > 1
 
 
 def test_callback_takes_pairs_and_patterns(recsys_cli, tmp_path):
