@@ -17,6 +17,10 @@ With 10 candidates, each trained for 10 steps and validated on all users:
 ``own epoch`` is one of the Trainer's own epochs, validation included; what follows it are epochs of
 five members (``carry="population"``), the leader's in the Trainer among them. Writes
 benchmarks/results/generation.json.
+
+For BPR-MF it says what share of the machine's limit a way reaches: the time that its products take
+at the speed of a large one, and its dense Adam updates at the speed of a copy, both with as many
+threads in the same run (see machine.py), over the time that it takes.
 """
 
 import copy
@@ -33,6 +37,7 @@ from functools import partial
 from pathlib import Path
 
 import lightning as L
+import machine
 import torch
 
 from deopt_lightning import DEOptCallback
@@ -54,6 +59,7 @@ EPOCHS, LONG_RUN = 8, 5_000  # measured, and of a run that compiling would be wo
 SETTLING = 2  # generations that are not timed: the first tests which steps may be taken
 GENERATION_WAYS = ("plain", "literal", "loops", "direct", "workers", "compiled")
 EPOCH_WAYS = ("own epoch", "members, in turn", "members, workers", "members, compiled")
+WIDTH, ADAM_FLOATS = 64, 7  # per row of a table; read or written per weight of a dense step
 CALLBACK = {
     "loops": {"direct_steps": False, "workers": 0},
     "direct": {"workers": 0},
@@ -72,7 +78,7 @@ def main() -> None:
     options = dict(argument.split("=", 1) for argument in sys.argv[1:])
     rounds = int(options.pop("rounds", 3))
     paths = options
-    rows: dict[str, dict[str, float]] = {}
+    rows = {}
     RESULTS.mkdir(exist_ok=True)
     for data, model in CASES:
         ways = GENERATION_WAYS + (EPOCH_WAYS if model == "bpr_mf" else ())
@@ -80,7 +86,8 @@ def main() -> None:
         for _ in range(rounds):
             for way in ways:
                 taken[way].append(in_process(data, model, way, paths.get(data, "")))
-        rows[f"{data} {model}"] = report(data, model, taken)
+        least = least_seconds(data, paths.get(data)) if model == "bpr_mf" else {}
+        rows[f"{data} {model}"] = report(data, model, taken, least)
         facts = {
             "torch": torch.__version__,
             "lightning": L.__version__,
@@ -89,7 +96,7 @@ def main() -> None:
             "load": os.getloadavg(),
             "real_data": sorted(paths),
             "rounds": rounds,
-            "seconds": rows,
+            "rows": rows,
         }
         (RESULTS / "generation.json").write_text(json.dumps(facts, indent=2) + "\n")
 
@@ -101,15 +108,35 @@ def in_process(data: str, model: str, way: str, path: str) -> float:
     return float(json.loads(done.stdout.splitlines()[-1]))
 
 
-def report(data: str, model: str, taken: dict[str, list[float]]) -> dict[str, float]:
+def least_seconds(data: str, path: str | None) -> dict[str, float]:
+    """What the machine needs at least, for each way."""
+    made = make_data(data, "bpr_mf", path)
+    users = made.num_users - made.skipped_users["validation"]
+    table = 4 * WIDTH * (made.num_users + made.num_items)
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    peaks = machine.peaks(ADAM_FLOATS * table)
+    torch.set_num_threads(before)
+    step = peaks.limit(size=ADAM_FLOATS * table)
+    ranking = peaks.limit(flops=2 * WIDTH * users * made.num_items)
+    epoch = len(made.train_dataloader()) * step + ranking
+    generations = dict.fromkeys(GENERATION_WAYS, CANDIDATES * (STEPS * step + ranking))
+    return generations | dict.fromkeys(EPOCH_WAYS, MEMBERS * epoch) | {"own epoch": epoch}
+
+
+def report(
+    data: str, model: str, taken: dict[str, list[float]], least: dict[str, float]
+) -> dict[str, dict[str, float]]:
     median = {way: statistics.median(seconds) for way, seconds in taken.items()}
     for base, ways in (("plain", GENERATION_WAYS), ("own epoch", EPOCH_WAYS)):
         for way in ways:
             if way in median:
                 ratio = median[base] / median[way]
-                print(f"{data:10} {model:7} {way:18} {1e3 * median[way]:10.1f} ms {ratio:6.2f}x")
+                line = f"{data:10} {model:7} {way:18} {1e3 * median[way]:10.1f} ms {ratio:6.2f}x"
+                limit = f" {least[way] / median[way]:6.0%} of the limit" if least else ""
+                print(line + limit)
     sys.stdout.flush()
-    return median
+    return {"seconds": median, "share_of_limit": {way: least[way] / median[way] for way in least}}
 
 
 def measure(data: str, model: str, way: str, path: str | None) -> float:

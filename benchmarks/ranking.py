@@ -8,7 +8,9 @@ Run from the root of the checkout, with as many threads as wanted::
 Data are generated where no rating file is given. Writes benchmarks/results/ranking_<threads>t.json.
 The ways take turns, round by round, so that other load on the machine meets all of them alike.
 ``cores_had`` in the results is processor time over wall time: where it is below the number of
-threads, other processes held the cores and threads waited for one another.
+threads, other processes held the cores and threads waited for one another. ``share_of_peak`` is the
+time that the products of a way cannot do without, at the speed of a large product of two matrices
+in the same run, over the time that it takes (see machine.py).
 
 Five questions, each with the ways that answer it:
 
@@ -34,6 +36,7 @@ import time
 from functools import partial
 from pathlib import Path
 
+import machine
 import torch
 import torchmetrics
 from torch import Tensor
@@ -96,12 +99,30 @@ def main() -> None:
     seconds = take_turns(often, WARM_UP, ROUNDS) | take_turns(rarely, 1, RARE_ROUNDS)
     cores = (time.process_time() - processor_started) / (time.perf_counter() - started)
     users = sum(len(batch.users) for batch in batches)
-    report(
-        seconds,
-        {**describe(data, users, len(batches), path), "cores_had": cores},
-        users,
-        len(few.users),
-    )
+    facts = {**describe(data, users, len(batches), path), "cores_had": cores}
+    flops = {
+        "bare": users * product_flops(WIDTH, data.num_items),
+        "ours": users * product_flops(WIDTH, data.num_items),
+        "neumf": len(few.users) * neumf_flops(neumf),
+        "lrml": users * lrml_flops(lrml),
+    }
+    report(seconds, flops, facts, users, len(few.users))
+
+
+def product_flops(width: int, rows: int, columns: int = 1) -> int:
+    return 2 * width * rows * columns
+
+
+def neumf_flops(model: NeuMF) -> int:
+    """Of a user's scores of all items, whose part of the first layer is there already."""
+    layers = [*model.dense[1:], model.head]
+    return sum(product_flops(x.in_features, model.num_items, x.out_features) for x in layers)
+
+
+def lrml_flops(model: LRML) -> int:
+    """Of a user's scores of all items: attention to the memories, and the relation's length."""
+    count, width = model.memories.shape
+    return product_flops(width + count, model.num_items, count)
 
 
 def bare(model: BPRMF, batches: list[RankingBatch]) -> None:
@@ -211,7 +232,7 @@ def describe(data: RecsysDataModule, users: int, batches: int, path: str | None)
     }
 
 
-def report(seconds, result: dict, users: int, few_users: int) -> None:
+def report(seconds, flops, result: dict, users: int, few_users: int) -> None:
     medians = {name: statistics.median(times) for name, times in seconds.items()}
     pairwise = min((n for n in medians if n.startswith("neumf_pairwise")), key=medians.get)
     ours_per_user = medians["ours"] / users
@@ -235,7 +256,9 @@ def report(seconds, result: dict, users: int, few_users: int) -> None:
         }
         for name, times in seconds.items()
     }
-    result |= ratios
+    peaks = machine.peaks(size=1e6)
+    shares = {name: peaks.limit(flops=count) / medians[name] for name, count in flops.items()}
+    result |= ratios | {"peaks": peaks.as_dict(), "share_of_peak": shares}
     RESULTS.mkdir(exist_ok=True)
     file = RESULTS / f"ranking_{result['threads']}t.json"
     file.write_text(json.dumps(result, indent=2) + "\n")
@@ -259,6 +282,8 @@ def report(seconds, result: dict, users: int, few_users: int) -> None:
     print(f"ours is {ndcg:.0f}x as fast as torchmetrics' NDCG at three K on the same scores")
     print(f"neumf is {ratios['neumf_speedup_over_pairwise']:.1f}x as fast as {pairwise}")
     print(f"lrml ranks all users in {ratios['lrml_seconds_all_users']:.1f} s")
+    reached = ", ".join(f"{name} {share:.0%}" for name, share in shares.items())
+    print(f"of a large product's {peaks.gflops:.0f} GFLOP/s the rows reach: {reached}")
 
 
 if __name__ == "__main__":

@@ -14,6 +14,9 @@ benchmarks/results/row_sparse_<threads>t.json.
   ``fused=True``, ``rows`` ours.
 - ``flush`` is what an evaluation costs more: all rows brought up to date, once.
 - ``growth`` is EachMovie's step over ML-1M's: 12 times the users.
+- ``share_of_peak`` is the time that a copy of as many bytes takes as an update reads and writes (of
+  all rows, or of those in the batch), over the time of the whole step. What fits into a cache is
+  copied there (see machine.py).
 """
 
 import json
@@ -25,6 +28,7 @@ from functools import partial
 from itertools import islice
 from pathlib import Path
 
+import machine
 import torch
 
 from recsys_models.data import RecsysDataModule
@@ -46,6 +50,7 @@ OPTIMIZERS = {
     "momentum": (torch.optim.SGD, RowSparseSGD, MOMENTUM),
     "adam": (torch.optim.Adam, RowSparseAdam, ADAM),
 }
+MOVED = {"sgd": 3, "momentum": 5, "adam": 7}  # floats per weight: itself, gradient, state
 RESULTS = Path(__file__).parent / "results"
 
 
@@ -88,7 +93,7 @@ def main() -> None:
             if number >= WARM_UP:
                 seconds.setdefault(key, []).extend(times)
                 flushes.setdefault(key, []).append(flush)
-    report(seconds, flushes)
+    report(seconds, flushes, {shape: touched_rows(some) for shape, some in batches.items()})
 
 
 def ways(name: str) -> dict:
@@ -107,30 +112,49 @@ def draw_batches(users: int, items: int, pairs: int) -> list:
     return list(islice(data.train_dataloader(), STEPS))
 
 
+def touched_rows(batches: list) -> float:
+    """Of both tables, by a step."""
+    counts = [
+        len(batch.users.unique())
+        + len(torch.cat([batch.items, batch.negatives.flatten()]).unique())
+        for batch in batches
+    ]
+    return statistics.mean(counts)
+
+
 def first_decile(times: list[float]) -> float:
     """In microseconds."""
     return 1e6 * statistics.quantiles(times, n=10)[0]
 
 
-def report(seconds, flushes) -> None:
+def report(seconds, flushes, touched) -> None:
     micro = {key: first_decile(times) for key, times in seconds.items()}
     threads = torch.get_num_threads()
     rows = []
     print(f"microseconds per step, {threads} threads, load {os.getloadavg()[0]:.1f}")
-    print(f"{'':20} {'plain':>7} {'dense':>7} {'rows':>7} {'dense/rows':>10} {'flush':>7}")
-    for shape in SHAPES:
+    print(f"{'':20} {'plain':>7} {'dense':>7} {'rows':>7} {'dense/rows':>10} {'flush':>7}  of peak")
+    for shape, (users, items, _) in SHAPES.items():
         for name in OPTIMIZERS:
             plain, dense, ours = (micro[shape, name, way] for way in ("plain", "dense", "rows"))
             flush, gain = first_decile(flushes[shape, name, "rows"]), dense / ours
             row = {"shape": shape, "optimizer": name, "plain_us": plain, "dense_us": dense}
             row |= {"rows_us": ours, "flush_us": flush}
             row |= {"plain_over_rows": plain / ours, "dense_over_rows": gain}
+            sizes = dict.fromkeys(("plain", "dense"), users + items) | {"rows": touched[shape]}
+            row["share_of_peak"] = shares = {}
+            for way, count in sizes.items():
+                size = 4 * WIDTH * MOVED[name] * count
+                limit = machine.peaks(size).limit(size=size)
+                shares[way] = 1e6 * limit / micro[shape, name, way]
             row["medians_us"] = {
                 way: 1e6 * statistics.median(seconds[shape, name, way]) for way in ways(name)
             }
             rows.append(row)
             label = f"{shape} {name}"
-            print(f"{label:20} {plain:7.0f} {dense:7.0f} {ours:7.0f} {gain:9.1f}x {flush:7.0f}")
+            print(
+                f"{label:20} {plain:7.0f} {dense:7.0f} {ours:7.0f} {gain:9.1f}x {flush:7.0f}  "
+                + " ".join(f"{way} {share:.0%}" for way, share in shares.items())
+            )
     growth = {
         name: {way: micro["eachmovie", name, way] / micro["ml_1m", name, way] for way in ways(name)}
         for name in OPTIMIZERS

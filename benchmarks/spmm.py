@@ -5,7 +5,9 @@ Run from the root of the checkout, with as many threads as wanted::
     OMP_NUM_THREADS=1 python benchmarks/spmm.py
 
 Writes benchmarks/results/spmm_<threads>t.json. The ways take turns, round by round, so that other
-load on the machine meets all of them alike.
+load on the machine meets all of them alike. ``share_of_peak`` is the time in which as many rows are
+copied as the two products gather, over the time of a way (see machine.py); nothing else in them is
+bound to take long.
 """
 
 import json
@@ -16,6 +18,7 @@ import time
 import warnings
 from pathlib import Path
 
+import machine
 import torch
 
 from recsys_models.data import synthetic_interactions
@@ -69,6 +72,9 @@ def time_once(way, x, direction) -> float:
 
 def report(seconds) -> None:
     medians = {name: statistics.median(times) for name, times in seconds.items()}
+    size = 2 * 2 * NUM_EDGES * 4 * WIDTH  # both directions of each edge, forward and backward
+    peaks = machine.peaks((NUM_USERS + NUM_ITEMS) * 4 * WIDTH)  # where the rows lie
+    limit = peaks.limit(size=size)
     result = {
         "users": NUM_USERS,
         "items": NUM_ITEMS,
@@ -86,6 +92,8 @@ def report(seconds) -> None:
             }
             for name, times in seconds.items()
         },
+        "peaks": peaks.as_dict(),
+        "share_of_peak": {name: limit / median for name, median in medians.items()},
         "speedup_over_coo": medians["coo_autograd"] / medians["ours"],
         "speedup_over_csr": medians["csr_autograd"] / medians["ours"],
     }
@@ -95,7 +103,11 @@ def report(seconds) -> None:
     print(f"{NUM_EDGES} edges, width {WIDTH}, {result['threads']} threads, {ROUNDS} rounds")
     for name, numbers in result["milliseconds"].items():
         low, high = numbers["quartiles"]
-        print(f"{name:13} {numbers['median']:7.1f} ms  (quartiles {low:.1f} to {high:.1f})")
+        share = result["share_of_peak"][name]
+        print(
+            f"{name:13} {numbers['median']:7.1f} ms  (quartiles {low:.1f} to {high:.1f})  "
+            f"{share:.0%} of the copy's speed"
+        )
     print(f"ours is {result['speedup_over_coo']:.1f}x as fast as COO")
     print(f"ours is {result['speedup_over_csr']:.1f}x as fast as CSR with torch's own gradient")
 
