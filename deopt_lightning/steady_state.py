@@ -53,7 +53,7 @@ class SteadyStateDE:
 
     The own vector's member is not replaced in the first ``OWN_STAYS`` generations. A model may take
     some epochs to be better than popularity, say, to which a low lr comes sooner and no further.
-    While it is one of the worst, no trial is made of it, and one member less is replaced.
+    While it is one of the worst, no trial is made of it.
 
     No lr of a trial is below the best member's by more than ``FALL`` decades. The metric gains at
     once where an lr falls and loses only later what a higher one would still have found, so
@@ -144,13 +144,13 @@ class SteadyStateDE:
         best = int(np.argmax(told))
         if told[best] == -np.inf:
             return parents
-        diverged = told == -np.inf
-        replaced = diverged.copy()
-        replaced[np.argsort(told, kind="stable")[: round(REPLACED * len(told))]] = True
+        replaced = told == -np.inf
+        own_stays = self._has_own and self.generation <= OWN_STAYS and not replaced[0]
+        count = round(REPLACED * len(told))
+        worst = np.argsort(told, kind="stable")
+        aside = [0] if own_stays and 0 in worst[:count] else []
+        replaced[[i for i in worst if i not in aside][:count]] = True
         replaced[[best] if keep is None else [best, keep]] = False
-        own_stays = self._has_own and self.generation <= OWN_STAYS and not diverged[0]
-        aside = [0] if own_stays and replaced[0] else []
-        replaced[aside] = False
         self.archive = self._kept(np.concatenate([self.archive, self.vectors[replaced]]))
         others = np.delete(self.vectors, [best, *aside], axis=0)
         trials = [self._trial(self.vectors[[best]], others) for _ in range(int(replaced.sum()))]
