@@ -32,7 +32,7 @@ from deopt_lightning.search_space import Repair, SearchSpace
 REPLACED = 0.4  # of the members, in each generation
 ARCHIVE = 4  # vectors for each member
 FALL = 0.15  # decades that an lr may fall by from the best member to a trial
-OWN_STAYS = 5  # generations in which the own vector's member is not replaced
+OWN_STAYS = 2  # generations in which the own vector's member is not replaced
 REACH = 1.0  # decades from the own lr to the lowest and to the highest of the first members
 
 
