@@ -51,6 +51,10 @@ class SteadyStateDE:
     a weight decay is worth shows too late for that: there both are from the members, the archive
     and the first members, or all members soon share one value.
 
+    In every other trial each layer's lr stays the best member's with probability 1/2 (binomial
+    crossover, Storn and Price, 1997). Differences of members that descend from few first ones move
+    all layers alike, and what is gained by one lr for each layer is lost.
+
     The own vector's member is not replaced in the first ``OWN_STAYS`` generations. A model may take
     some epochs to be better than popularity, say, to which a low lr comes sooner and no further.
     While it is one of the worst, no trial is made of it.
@@ -153,7 +157,10 @@ class SteadyStateDE:
         replaced[[best] if keep is None else [best, keep]] = False
         self.archive = self._kept(np.concatenate([self.archive, self.vectors[replaced]]))
         others = np.delete(self.vectors, [best, *aside], axis=0)
-        trials = [self._trial(self.vectors[[best]], others) for _ in range(int(replaced.sum()))]
+        trials = [
+            self._trial(self.vectors[[best]], others, layerwise=number % 2 == 0)
+            for number in range(int(replaced.sum()))
+        ]
         self.vectors = self.vectors.copy()
         self.vectors[replaced] = trials if trials else self.vectors[replaced]
         parents[replaced] = best
@@ -166,12 +173,13 @@ class SteadyStateDE:
             return archive
         return archive[self._rng.permutation(len(archive))[:size]]
 
-    def _trial(self, target: FloatArray, others: FloatArray) -> FloatArray:
+    def _trial(self, target: FloatArray, others: FloatArray, *, layerwise: bool) -> FloatArray:
         """A trial around the best member, shape (dimensions,).
 
         Args:
             target: The best member, shape (1, dimensions).
             others: The members that it may be made of, shape (count, dimensions).
+            layerwise: Whether some lrs stay the best member's.
         """
         x_r1, member, *rest = self._rng.permutation(others)[:, None]
         pool = np.concatenate([*rest, self.archive])
@@ -181,10 +189,19 @@ class SteadyStateDE:
         x_r3 = np.where(self._is_lr, past, any_two[1])
         factor, omega = F_LOW + F_RANGE * self._rng.random(1), self._rng.random(1)
         trial = build_trials(self.strategy, target, x_r1, x_r2, x_r3, factor, omega)
+        if layerwise:
+            trial = np.where(self._staying_lrs(), target, trial)
         repaired: FloatArray = self.space.repair(trial[0], self.repair)
         lowest = np.where(self._is_lr, target[0] - FALL, -np.inf)
         limited: FloatArray = np.maximum(repaired, lowest)
         return limited
+
+    def _staying_lrs(self) -> NDArray[np.bool_]:
+        """Each lr with probability 1/2, but not all of them, shape (dimensions,)."""
+        stays = self._is_lr & (self._rng.random(len(self._is_lr)) < 0.5)
+        if stays.any():
+            stays[self._rng.choice(np.flatnonzero(self._is_lr))] = False
+        return stays
 
     def state_dict(self) -> dict[str, Any]:
         """The state in plain Python types."""

@@ -115,6 +115,21 @@ def test_an_lr_falls_by_little_at_a_time_and_rises_freely() -> None:
     assert weight_decay.min() < -1
 
 
+def test_every_other_trial_leaves_some_lrs_as_they_are_but_never_all() -> None:
+    layers = ["one", "two", "three"]
+    space = SearchSpace.for_layers(layers, (1e-9, 1e9), (1e-9, 1e9))
+    counts = set()
+    for seed in range(60):
+        search = SteadyStateDE(space, 5, seed=seed)
+        best = search.vectors[0].copy()
+        search.tell([1.0, 0.1, 0.2, 0.3, 0.4])  # the second and the third are replaced
+        moved = search.vectors[1:3] != best
+        assert moved[1].all()
+        assert moved[0, 3:].all()
+        counts.add(int(moved[0, :3].sum()))
+    assert counts == {1, 2, 3}
+
+
 def test_weight_decays_step_between_the_first_members_too() -> None:
     """All members and the archive agree, so that every step comes from the first members."""
     space = SearchSpace.for_layers(["one"], (1e-9, 1e9), (1e-9, 1e9))
