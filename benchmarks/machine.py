@@ -1,7 +1,7 @@
 """What the machine can do at most, measured in the run that it is compared with.
 
-``python benchmarks/machine.py`` prints it. A benchmark asks for the peaks once, says how much work
-one of its rows cannot do without, and gets the share of the limit that the row reaches.
+``python benchmarks/machine.py`` prints it. A benchmark asks for the peaks, says how much work one
+of its rows cannot do without, and gets the least seconds that it could take.
 """
 
 import time
@@ -36,14 +36,20 @@ def peaks(size: float) -> Peaks:
         size: How many bytes the work that is compared goes over. What fits into a cache is copied
             there, too.
     """
+    return Peaks(product_gflops(), copy_gigabytes(size))
+
+
+def product_gflops() -> float:
+    """Of a product of two float32 matrices."""
     left, right, product = torch.randn(3, SIDE, SIDE)
+    return 2 * SIDE**3 / best(lambda: torch.mm(left, right, out=product)) / 1e9
+
+
+def copy_gigabytes(size: float) -> float:
+    """Per second that a copy reads and writes which goes over so many bytes."""
     source = torch.ones(max(1024, int(size / 8)))  # float32, once read and once written
     target = torch.zeros_like(source)
-    seconds = best(lambda: torch.mm(left, right, out=product))
-    return Peaks(
-        gflops=2 * SIDE**3 / seconds / 1e9,
-        gigabytes=8 * len(source) / best(lambda: target.copy_(source)) / 1e9,
-    )
+    return 8 * len(source) / best(lambda: target.copy_(source)) / 1e9
 
 
 def best(work: Callable[[], object]) -> float:

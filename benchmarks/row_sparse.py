@@ -144,8 +144,8 @@ def report(seconds, flushes, touched) -> None:
             row["share_of_peak"] = shares = {}
             for way, count in sizes.items():
                 size = 4 * WIDTH * MOVED[name] * count
-                limit = machine.peaks(size).limit(size=size)
-                shares[way] = 1e6 * limit / micro[shape, name, way]
+                microseconds = size / (1e3 * machine.copy_gigabytes(size))
+                shares[way] = microseconds / micro[shape, name, way]
             row["medians_us"] = {
                 way: 1e6 * statistics.median(seconds[shape, name, way]) for way in ways(name)
             }

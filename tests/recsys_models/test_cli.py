@@ -117,6 +117,7 @@ def test_callback_from_the_command_line_learns(recsys_cli, tmp_path):
     assert len(lr) == 8
     assert all(1e-6 <= value <= 1e-1 for value in lr)
     assert len(set(lr)) > 1
+    assert all(spread > 0 for spread in values(tmp_path, "deopt/spread"))
 
 
 def test_callback_takes_pairs_and_patterns(recsys_cli, tmp_path):
