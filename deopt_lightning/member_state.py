@@ -68,6 +68,24 @@ def from_plain(plain: dict[str, Any], present: Snapshot) -> Snapshot:
     return replace(present, tensors=tensors, optimizers=optimizers, stateful=stateful)
 
 
+def with_learned(present: Snapshot, learned: Snapshot) -> Snapshot:
+    """A snapshot with the states that a plain form holds of one, and all else of another.
+
+    Args:
+        present: A snapshot of the model as it is.
+        learned: Another snapshot of it, whose weights, optimizer and other states are taken.
+    """
+    optimizers = [
+        (optimizer, state, groups)
+        for (optimizer, _, groups), (_, state, _) in zip(
+            present.optimizers, learned.optimizers, strict=True
+        )
+    ]
+    return replace(
+        present, tensors=learned.tensors, optimizers=optimizers, stateful=learned.stateful
+    )
+
+
 def _live(snapshot: Snapshot) -> list[dict[str, torch.Tensor]]:
     """The tensors themselves of each module's `state_dict`."""
     return [module.state_dict(keep_vars=True) for module in snapshot.modules]

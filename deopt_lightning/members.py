@@ -13,6 +13,7 @@ import numpy as np
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
 from deopt_lightning import averaging, trainer_seam
+from deopt_lightning.best_state import BestState
 from deopt_lightning.epoch_start import EpochStart
 from deopt_lightning.evaluators.probe import Metrics, Probe, Score
 from deopt_lightning.generation import (
@@ -26,7 +27,7 @@ from deopt_lightning.generation import (
 from deopt_lightning.held_state import HeldState, distinct
 from deopt_lightning.history import finite, spread
 from deopt_lightning.layer_control import LayerControl
-from deopt_lightning.member_state import from_plain
+from deopt_lightning.member_state import from_plain, with_learned
 from deopt_lightning.rank_sharing import share_out
 from deopt_lightning.snapshot import Snapshot
 from deopt_lightning.stacked_steps import trained_together
@@ -40,7 +41,8 @@ class MemberSearch:
     The Trainer's own epoch is the leader's. At its end the others train the same epoch quietly,
     from their own weights, and all are compared; the search replaces the worst, and the best leads
     the next epoch. All members branch off from the Trainer's weights at the start of the epoch at
-    whose end the first generation is due.
+    whose end the first generation is due. If all of them collapse, the search begins anew around
+    the best vector so far, from the state that it had reached.
 
     Args:
         search: The search; its first vector is the user's own and leads the first epoch.
@@ -58,6 +60,7 @@ class MemberSearch:
         self._adopts = adopt
         self._leader = 0
         self._members: list[HeldState] = []
+        self._best = BestState()
         self._epoch_start: EpochStart | None = None
         self._resumed: dict[str, Any] | None = None
 
@@ -69,6 +72,7 @@ class MemberSearch:
         present = self._take(trainer)
         members = [from_plain(plain, present) for plain in resumed["members"]]
         self._members = [HeldState(snapshot) for snapshot in members]
+        self._best.load_state_dict(resumed["best"], present)
         if resumed["epoch_start"] is not None:
             self._epoch_start = EpochStart.from_plain(resumed["epoch_start"], trainer)
 
@@ -120,10 +124,11 @@ class MemberSearch:
         cost = {"probe_steps": steps, "evaluations": sum(score.validated for score in scores)}
         if not due:
             return Outcome(None, None, {}, **cost)
-        generation = self._compare(trainer, ordered, end)
+        generation, perf = self._compare(trainer, ordered, end)
+        cost["evaluations"] += generation["back_to"] is not None
         if self.search.generation == 1:
             self._say_size(trainer)
-        best = self._maker.monitor.signed(scores[self._leader].perf)
+        best = self._maker.monitor.signed(perf)
         return Outcome(
             values=self.search.space.decode(self.search.vectors[self._leader]),
             record={**generation, **cost, "seconds": time.perf_counter() - started},
@@ -144,6 +149,7 @@ class MemberSearch:
             "search": self.search.state_dict(),
             "leader": self._leader,
             "members": [state.to_plain() for state in self._members],
+            "best": self._best.state_dict(),
             "epoch_start": start and start.to_plain(),
         }
 
@@ -155,18 +161,23 @@ class MemberSearch:
 
     def release(self) -> None:
         """Frees the members; the leader goes on alone."""
-        self._members, self._epoch_start = [], None
+        self._members, self._best, self._epoch_start = [], BestState(), None
 
     @property
     def nbytes(self) -> int:
-        """Size of the states that members have in this process; equal ones are held once."""
-        return sum(snapshot.nbytes for snapshot in distinct(self._members))
+        """Size of all states that are held in this process; equal ones are held once."""
+        return sum(snapshot.nbytes for snapshot in distinct(self._held))
+
+    @property
+    def _held(self) -> list[HeldState]:
+        """The members' states and the best."""
+        return [*self._members, *([self._best.state] if self._best.state else [])]
 
     def _say_size(self, trainer: pl.Trainer) -> None:
         rank_zero_info(
             f"DEOptCallback: the {len(self._members)} members' states take "
             f"{self.nbytes / 1e6:.1f} MB here after epoch {trainer.current_epoch}, in "
-            f"{len(distinct(self._members))} copies; up to twice as much while a generation runs."
+            f"{len(distinct(self._held))} copies; up to twice as much while a generation runs."
         )
 
     def _take(self, trainer: pl.Trainer) -> Snapshot:
@@ -224,29 +235,54 @@ class MemberSearch:
 
     def _compare(
         self, trainer: pl.Trainer, results: list[_Result], end: Snapshot
-    ) -> dict[str, Any]:
-        """Replaces the worst, lets the best lead, and returns the record of it."""
+    ) -> tuple[dict[str, Any], float]:
+        """Ends a generation: replaces the worst and lets the best lead, or goes back.
+
+        Returns:
+            The record of it, and the leader's perf.
+        """
         search, perf = self.search, np.array([result.score.perf for result in results])
-        members = search.space.decode(search.vectors).tolist()
+        finite_perf = np.where(np.isfinite(perf), perf, -np.inf)
+        best = int(np.argmax(finite_perf))
+        record = {
+            "epoch": trainer.current_epoch,
+            "names": list(search.space.names),
+            "members": search.space.decode(search.vectors).tolist(),
+            "perf": finite(perf),
+        }
+        if self._adopts and self._best.has_collapsed(finite_perf[best]):
+            self._go_back(trainer, end)
+            back = {"parents": None, "back_to": self._best.epoch, "leader": self._leader}
+            return {**record, **back}, self._best.perf
+        vector = search.vectors[best]
         parents = search.tell(perf, keep=None if self._adopts else self._leader)
         if np.isfinite(perf).any():
-            best = int(np.argmax(np.where(np.isfinite(perf), perf, -np.inf)))
-            state = results[best].state.everywhere(end)
-            results[best] = replace(results[best], state=HeldState(state))
+            state = HeldState(snapshot := results[best].state.everywhere(end))
+            results[best] = replace(results[best], state=state)
+            self._best.note(perf, state, vector, trainer.current_epoch)
             if self._adopts and best != self._leader:
-                adopt_weights(trainer, state, results[best].score.metrics)
+                adopt_weights(trainer, snapshot, results[best].score.metrics)
                 self._leader = best
         else:
             warn_all_diverged(trainer)
         self._members = [results[parent].state for parent in parents]
-        return {
-            "epoch": trainer.current_epoch,
-            "names": list(search.space.names),
-            "members": members,
-            "perf": finite(perf),
-            "parents": parents.tolist(),
-            "leader": self._leader,
-        }
+        others = {"parents": parents.tolist(), "back_to": None, "leader": self._leader}
+        return {**record, **others}, float(perf[self._leader])
+
+    def _go_back(self, trainer: pl.Trainer, end: Snapshot) -> None:
+        """Lets all members go on from the best weights, with new vectors around their own."""
+        best = self._best
+        assert best.state is not None
+        assert best.state.snapshot is not None
+        best.warn(trainer.current_epoch)
+        self.search.begin_anew(best.vector)
+        snapshot = with_learned(end, best.state.snapshot)
+        self._members = [HeldState(snapshot)] * len(self._members)
+        self._leader = 0
+        snapshot.restore_weights()
+        with self._maker.validating(trainer) as probe:
+            metrics = probe.validate().metrics
+        adopt_weights(trainer, snapshot, metrics)
 
 
 @dataclass(frozen=True)

@@ -166,6 +166,16 @@ class SteadyStateDE:
         parents[replaced] = best
         return parents
 
+    def begin_anew(self, own: FloatArray) -> None:
+        """Ends a generation with new first members around a vector, and an empty archive.
+
+        Args:
+            own: The first of them, in coordinates, shape (dimensions,).
+        """
+        self.first = self.vectors = self._first_members(own)
+        self.archive = self.archive[:0]
+        self.generation += 1
+
     def _kept(self, archive: FloatArray) -> FloatArray:
         """The archive without vectors beyond its size; which ones go is drawn."""
         size = ARCHIVE * self.population_size
