@@ -57,6 +57,7 @@ FLOORS = [
         "rank_sharing",
         "generation",
         "history",
+        "best_state",
         "probing",
         "members",
         "chained",

@@ -1,3 +1,5 @@
+import subprocess
+import sys
 import zipfile
 
 import numpy as np
@@ -238,3 +240,20 @@ def test_movielens_1m_has_its_published_size(real_file):
         226310,
     ]
     assert (ratings.item_ids[0], ratings.item_ids[-1]) == (1, 3952)
+
+
+def test_reading_needs_no_torch(tmp_path):
+    """Its import takes more time and memory than reading MovieLens-1M."""
+    path = written(tmp_path, b"40 30 1\n7 200 4.0\n")
+    program = (
+        "import sys; from recsys_models.data import read_ratings; "
+        f"read_ratings({str(path)!r}, 'filmtrust'); "
+        "assert 'torch' not in sys.modules; "
+        "from recsys_models.data import RecsysDataModule; assert 'torch' in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True)
+
+
+def test_an_unknown_name_of_the_package_is_an_attribute_error():
+    with pytest.raises(ImportError, match="cannot import name 'Nothing'"):
+        from recsys_models.data import Nothing  # noqa: F401
