@@ -60,7 +60,8 @@ class CostCurve(L.Callback):
         watch: sees every epoch with its value and may end training.
 
     Attributes:
-        rows: one `Row` per validation pass of training, costs summed up since its start.
+        rows: one `Row` per validation pass of training, costs summed up since its start, and one
+            per epoch at whose end the tuner has left other weights with another value.
     """
 
     def __init__(
@@ -101,11 +102,21 @@ class CostCurve(L.Callback):
         value = trainer.callback_metrics.get(self.monitor)
         if value is None:  # an own module may validate more often than it logs
             return
-        clock = self._clock
-        costs = self.steps(trainer), self.evaluations, clock.seconds
-        self.rows.append(Row(*costs, float(value), clock.cpu_seconds))
+        self._note(trainer, float(value))
         if self._watch is not None and self._watch(trainer.current_epoch, float(value)):
             trainer.should_stop = True
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Note what the tuner, which comes before this callback, has made of the epoch."""
+        value = trainer.callback_metrics.get(self.monitor)
+        if self._tuner is None or value is None or not self.rows:
+            return
+        if float(value) != self.rows[-1].value:
+            self._note(trainer, float(value))
+
+    def _note(self, trainer: L.Trainer, value: float) -> None:
+        costs = self.steps(trainer), self.evaluations, self._clock.seconds
+        self.rows.append(Row(*costs, value, self._clock.cpu_seconds))
 
 
 def best_so_far(curves: list[list[Row]], mode: str) -> list[Row]:

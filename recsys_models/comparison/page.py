@@ -3,6 +3,7 @@
 from html import escape
 from pathlib import Path
 
+from recsys_models.comparison.budget import equal_cost
 from recsys_models.comparison.colours import colours_of
 from recsys_models.comparison.figures import budget_pictures, time_picture
 from recsys_models.comparison.frame import Frame
@@ -48,6 +49,7 @@ def _tables(frame: Frame, results: Results) -> dict[str, Table]:
             "printed": printed(results, frame),
             "signed_ranks": signed_ranks(results),
             "per_user": per_user(results),
+            "equal_cost": equal_cost(results),
             **tables,
         }
     return {name: table for name, table in tables.items() if table.rows}
@@ -89,6 +91,7 @@ def _html(frame: Frame, results: Results) -> str:
         tables.get("quality", ""),
         tables.get("printed", ""),
         curves and f"<h2>Quality over budget</h2>{_paragraph(CURVES_NOTE)}{curves}",
+        tables.get("equal_cost", ""),
         times and f"<h2>Time of training (Fig. 2 and 3 of the paper)</h2>{_picture(times)}",
         tables.get("costs", ""),
         tables.get("signed_ranks", ""),

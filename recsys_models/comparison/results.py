@@ -62,7 +62,7 @@ class Results:
 
     def runs(self, data: str, model: str, tuner: str) -> list[Result]:
         """The finished runs of all seeds."""
-        return [self.of[cell] for cell in self._by_seed(data, model, tuner).values()]
+        return [self.of[cell] for cell in self.by_seed(data, model, tuner).values()]
 
     def test(
         self, data: str, model: str, tuner: str, metric: str
@@ -86,7 +86,7 @@ class Results:
         differences = []
         for data in self.datasets:
             for model in models:
-                mine, other = (self._by_seed(data, model, t) for t in (tuner, self.baseline))
+                mine, other = (self.by_seed(data, model, t) for t in (tuner, self.baseline))
                 pairs = [
                     (self.of[cell].test, self.of[other[seed]].test)
                     for seed, cell in mine.items()
@@ -130,7 +130,7 @@ class Results:
         mean: NDArray[np.float64] | None = np.sum(differences, axis=0) if differences else None
         return mean if mean is None else mean * (PER_USER_STEP / len(differences))
 
-    def _by_seed(self, data: str, model: str, tuner: str) -> dict[int, Cell]:
+    def by_seed(self, data: str, model: str, tuner: str) -> dict[int, Cell]:
         """The finished cells of one row."""
         wanted = (data, model, tuner)
         return {c.seed: c for c in self.of if (c.data, c.model, c.tuner) == wanted}
@@ -138,6 +138,6 @@ class Results:
     def _users_by_seed(self, data: str, model: str, tuner: str) -> dict[int, NDArray[np.float64]]:
         found = {
             seed: cell.per_user(self.user_metric)
-            for seed, cell in self._by_seed(data, model, tuner).items()
+            for seed, cell in self.by_seed(data, model, tuner).items()
         }
         return {s: np.rint(v / PER_USER_STEP) for s, v in found.items() if v is not None}

@@ -47,3 +47,10 @@ def test_the_authors_form_costs_no_more_than_its_epochs(result):
     first, *trials = [tuple(row["lr"].values()) for row in tuned["schedule"]]
     assert first == (1e-3, 1e-3)
     assert len(set(trials)) == 5
+
+
+def test_a_curve_knows_the_value_of_the_member_that_is_chosen(result):
+    """It is validated after the leader, when the Trainer's own validation pass is over."""
+    tuned = result("tuner=deopt")
+    assert max(row[3] for row in tuned["curve"]) == pytest.approx(tuned["val"]["ndcg@10"])
+    assert tuned["curve"][-1][:2] == [tuned["train_steps"] + tuned["probe_steps"], 6 * 4]

@@ -1,0 +1,84 @@
+"""What every tuner had reached by the time at which one of them was done."""
+
+import numpy as np
+from scipy import stats
+
+from recsys_models.comparison.results import Results
+from recsys_models.comparison.statistics import mean_and_sd
+from recsys_models.comparison.tables import NOTHING, Table, number
+from recsys_models.report import Result
+
+REFERENCE = "deopt"
+LEARN_FROM_VALIDATION = ("sgda", "lambda_opt")  # their validation values say nothing
+
+
+def equal_cost(results: Results) -> Table:
+    """Best validation values at the cost of the reference's run, and their mean ranks.
+
+    Costs are CPU seconds of training. A run that was over before keeps its last value; one that had
+    no value yet, or whose costs are not known, is left out.
+    """
+    columns = [(data, model) for data in results.datasets for model in results.models]
+    tuners = [t for t in results.tuners if not t.startswith(LEARN_FROM_VALIDATION)]
+    reached = {tuner: [_reached(results, *column, tuner) for column in columns] for tuner in tuners}
+    ranks = _ranks(reached, falls=_falls(results))
+    rows = [
+        [tuner, *map(number, values), _mean(ranks[tuner])]
+        for tuner, values in reached.items()
+        if any(value is not None for value in values)
+    ]
+    best = {
+        (r, k + 1)
+        for r, (tuner, *_) in enumerate(rows)
+        for k, rank in enumerate(ranks[tuner])
+        if rank == 1
+    }
+    return Table(
+        f"Validation at the cost of {REFERENCE}",
+        f"The best value on validation that each tuner had when it had trained for as many CPU "
+        f"seconds as {REFERENCE} in the end, means over the seeds that both have; and its mean "
+        "rank among the tuners of each column, 1 the best. Tuners that learn from the validation "
+        "pairs themselves are left out.",
+        ["tuner", *(f"{data} {model}" for data, model in columns), "mean rank"],
+        rows if any(row[0] == REFERENCE for row in rows) else [],
+        1,
+        frozenset(best),
+    )
+
+
+def _reached(results: Results, data: str, model: str, tuner: str) -> float | None:
+    """Mean over seeds of the best value at the reference's cost."""
+    mine, reference = (results.by_seed(data, model, name) for name in (tuner, REFERENCE))
+    costs = {seed: results.of[cell].train_cpu_seconds for seed, cell in reference.items()}
+    values = [_at(results.of[mine[seed]], costs[seed]) for seed in mine if seed in costs]
+    known = [value for value in values if value is not None]
+    return mean_and_sd(known)[0] if known else None
+
+
+def _at(run: Result, cost: float | None) -> float | None:
+    """The last value of a run's curve that cost at most so many CPU seconds."""
+    if cost is None or any(row.cpu_seconds is None for row in run.curve):
+        return None
+    values = [row.value for row in run.curve if (row.cpu_seconds or 0.0) <= cost]
+    return values[-1] if values else None
+
+
+def _falls(results: Results) -> bool:
+    """Whether smaller values are better: then curves of best values fall."""
+    curves = [run.curve for run in results.of.values() if run.curve]
+    return sum(curve[-1].value - curve[0].value for curve in curves) < 0
+
+
+def _ranks(reached: dict[str, list[float | None]], *, falls: bool) -> dict[str, list[float | None]]:
+    """Of each tuner in each column among those that have a value there; ties share a rank."""
+    table = np.array([[np.nan if v is None else v for v in row] for row in reached.values()])
+    ranks = stats.rankdata(table if falls else -table, axis=0, nan_policy="omit")
+    return {
+        tuner: [None if np.isnan(rank) else float(rank) for rank in row]
+        for tuner, row in zip(reached, ranks, strict=True)
+    }
+
+
+def _mean(ranks: list[float | None]) -> str:
+    known = [rank for rank in ranks if rank is not None]
+    return f"{np.mean(known):.1f}" if known else NOTHING
