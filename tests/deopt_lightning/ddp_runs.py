@@ -19,7 +19,8 @@ from torch.utils.data import DataLoader
 from deopt_lightning import DEOptCallback
 from tests.tiny import SilentDryRun, TinyModel, fit, tiny_data
 
-KINDS = ("plain", "dry", "search", "population", "diverging", "uneven", "broken", "resumed")
+KINDS = ("plain", "dry", "search", "population", "diverging", "collapsing", "uneven")
+KINDS += ("broken", "resumed")  # the second resumes the first
 KILLED = ("killed", "after_kill")  # the second resumes the first, and should end like "population"
 
 
@@ -40,6 +41,15 @@ class Diverges(TinyModel):
         pass
 
 
+class Collapses(TinyModel):
+    """On the second process only, every member's loss is NaN in the second epoch."""
+
+    def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
+        loss = super().training_step(batch, batch_idx)
+        ruined = self.trainer.current_epoch == 1 and self.global_rank == 1
+        return loss * float("nan") if ruined else loss
+
+
 class Killed(TinyModel):
     """The second process is gone in the middle of the second generation."""
 
@@ -50,7 +60,7 @@ class Killed(TinyModel):
             os.kill(os.getpid(), signal.SIGKILL)
 
 
-MODELS = {"diverging": Diverges, "killed": Killed}
+MODELS = {"diverging": Diverges, "collapsing": Collapses, "killed": Killed}
 
 
 class Report(L.Callback):
@@ -80,6 +90,7 @@ def callbacks_of(kind: str, folder: Path) -> list[L.Callback]:
         "plain": [],
         "dry": [SilentDryRun()],
         "population": [members],
+        "collapsing": [members],
         "killed": [members, checkpoint],
         "after_kill": [members],
         "broken": [DEOptCallback("val_loss", **probes), checkpoint],

@@ -77,6 +77,14 @@ def test_a_candidate_that_diverges_on_one_process_loses_on_all(
     assert any(value is not None for value in perf)
 
 
+def test_a_population_that_collapses_goes_back_to_its_best_weights(
+    results: dict[str, list[dict]],
+) -> None:
+    run = results["collapsing"][0]
+    assert run["perf"][1] == [None] * 4
+    assert all(torch.isfinite(weights).all() for weights in parameters(run))
+
+
 def test_resumed_run_equals_the_unbroken_one(results: dict[str, list[dict]]) -> None:
     for unbroken, resumed in zip(results["broken"], results["resumed"], strict=True):
         assert all(map(torch.equal, parameters(unbroken), parameters(resumed)))
