@@ -72,7 +72,8 @@ class MemberSearch:
         present = self._take(trainer)
         members = [from_plain(plain, present) for plain in resumed["members"]]
         self._members = [HeldState(snapshot) for snapshot in members]
-        self._best.load_state_dict(resumed["best"], present)
+        if "best" in resumed:  # older versions have none
+            self._best.load_state_dict(resumed["best"], present)
         if resumed["epoch_start"] is not None:
             self._epoch_start = EpochStart.from_plain(resumed["epoch_start"], trainer)
 
@@ -250,7 +251,7 @@ class MemberSearch:
             "members": search.space.decode(search.vectors).tolist(),
             "perf": finite(perf),
         }
-        if self._adopts and self._best.has_collapsed(finite_perf[best]):
+        if self._best.has_collapsed(finite_perf[best]):
             self._go_back(trainer, end)
             back = {"parents": None, "back_to": self._best.epoch, "leader": self._leader}
             return {**record, **back}, self._best.perf
@@ -259,10 +260,11 @@ class MemberSearch:
         if np.isfinite(perf).any():
             state = HeldState(snapshot := results[best].state.everywhere(end))
             results[best] = replace(results[best], state=state)
-            self._best.note(perf, state, vector, trainer.current_epoch)
-            if self._adopts and best != self._leader:
-                adopt_weights(trainer, snapshot, results[best].score.metrics)
-                self._leader = best
+            if self._adopts:
+                self._best.note(perf, state, vector, trainer.current_epoch)
+                if best != self._leader:
+                    adopt_weights(trainer, snapshot, results[best].score.metrics)
+                    self._leader = best
         else:
             warn_all_diverged(trainer)
         self._members = [results[parent].state for parent in parents]
