@@ -3,7 +3,7 @@
 import os
 import time
 from collections.abc import Callable, Iterable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import lightning as L
 
@@ -33,11 +33,15 @@ class Clock:
 
     Processor time is that of this process with all its threads, and of child processes that have
     ended, such as the workers of a data loader at the end of an epoch.
+
+    Args:
+        seconds: wall-clock time to begin with, that of a run that goes on.
+        cpu_seconds: processor time to begin with.
     """
 
-    def __init__(self) -> None:
-        self._started = time.perf_counter()
-        self._cpu_before = _cpu_seconds()
+    def __init__(self, seconds: float = 0.0, cpu_seconds: float = 0.0) -> None:
+        self._started = time.perf_counter() - seconds
+        self._cpu_before = _cpu_seconds() - cpu_seconds
 
     @property
     def seconds(self) -> float:
@@ -58,22 +62,32 @@ class CostCurve(L.Callback):
         tuner: a tuner, whose own steps (``probe_steps_taken``) and validation passes
             (``evaluations``) count where it offers them.
         watch: sees every epoch with its value and may end training.
+        goes_on: whether a checkpoint that training starts from is one of the same run, whose costs
+            count, and not of another.
 
     Attributes:
         rows: one `Row` per validation pass of training, costs summed up since its start, and one
             per epoch at whose end the tuner has left other weights with another value.
+        clock: time of training; where a run goes on, without what came after its checkpoint.
+        before: seconds and processor seconds that an earlier part of this run took.
     """
 
     def __init__(
-        self, monitor: str, tuner: L.Callback | None = None, watch: Watch | None = None
+        self,
+        monitor: str,
+        tuner: L.Callback | None = None,
+        watch: Watch | None = None,
+        goes_on: bool = False,
     ) -> None:
         self.monitor = monitor
         self.rows: list[Row] = []
+        self.clock = Clock()
+        self.before = (0.0, 0.0)
         self._tuner = tuner
         self._watch = watch
+        self._goes_on = goes_on
         self._passes = 0
-        self._steps_before = 0
-        self._clock = Clock()
+        self._steps_before: int | None = None
 
     @property
     def evaluations(self) -> int:
@@ -87,12 +101,30 @@ class CostCurve(L.Callback):
 
     def steps(self, trainer: L.Trainer) -> int:
         """Optimizer steps taken so far; what a checkpoint brought along was not taken here."""
-        return trainer.global_step - self._steps_before + self.probe_steps
+        return trainer.global_step - (self._steps_before or 0) + self.probe_steps
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Start the clock."""
-        self._steps_before = trainer.global_step
-        self._clock = Clock()
+        """Start the clock, unless it goes on."""
+        if self._steps_before is None:
+            self._steps_before = trainer.global_step
+            self.clock = Clock()
+
+    def state_dict(self) -> dict[str, Any]:
+        """What was spent so far, for a run that goes on."""
+        return {
+            "rows": [tuple(row) for row in self.rows],
+            "passes": self._passes,
+            "steps_before": self._steps_before,
+            "clock": (self.clock.seconds, self.clock.cpu_seconds),
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Goes on from what was spent, if it is this run that goes on."""
+        if self._goes_on:
+            self.rows = [Row(*row) for row in state_dict["rows"]]
+            self._passes, self._steps_before = state_dict["passes"], state_dict["steps_before"]
+            self.before = state_dict["clock"]
+            self.clock = Clock(*self.before)
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Note a pass, unless it is a sanity check or comes after training."""
@@ -115,8 +147,8 @@ class CostCurve(L.Callback):
             self._note(trainer, float(value))
 
     def _note(self, trainer: L.Trainer, value: float) -> None:
-        costs = self.steps(trainer), self.evaluations, self._clock.seconds
-        self.rows.append(Row(*costs, value, self._clock.cpu_seconds))
+        costs = self.steps(trainer), self.evaluations, self.clock.seconds
+        self.rows.append(Row(*costs, value, self.clock.cpu_seconds))
 
 
 def best_so_far(curves: list[list[Row]], mode: str) -> list[Row]:

@@ -61,6 +61,7 @@ class Experiment:
             outcome = _without_value(outcome)
         if training.trainer.is_global_zero:
             _write(folder, cfg, outcome)
+        training.drop_last()
         return outcome
 
     def fit_leg(

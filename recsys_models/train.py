@@ -69,10 +69,11 @@ def run(cfg: DictConfig) -> float:
     experiment = Experiment(cfg)
     sweep: Sweep | None = instantiate(cfg.tuner.get("sweep"))
     if sweep is None:
-        training = Training(cfg, experiment.data)
-        training.fit()
+        training = Training(cfg, experiment.data, goes_on=cfg.ckpt_path is not None)
+        training.fit(cfg.ckpt_path)
         weights, trained = training.best_weights, _describe_one(training)
     else:
+        _check_no_checkpoint(cfg)
         outcomes = sweep.run(experiment)
         chosen = choose(outcomes, cfg.mode)
         training = Training(experiment.at(chosen.setting, experiment.folder), experiment.data)
@@ -95,6 +96,7 @@ def run(cfg: DictConfig) -> float:
         folder.mkdir(parents=True, exist_ok=True)
         np.savez_compressed(folder / "per_user.npz", **by_user)  # type: ignore[arg-type]
         write_json(result, folder / "result.json")  # last: a run that has one is finished
+        training.drop_last()
         if sweep is not None:
             print_points(outcomes, chosen)
             drop_losers(outcomes, cfg.mode)
@@ -112,6 +114,14 @@ def config_dir() -> str:
         f"the configuration folder conf/ is missing; looked in {here} and {here.parent}. "
         "Reinstall the package, or run from a complete checkout."
     )
+
+
+def _check_no_checkpoint(cfg: DictConfig) -> None:
+    if cfg.ckpt_path is not None:
+        raise ValueError(
+            f"ckpt_path is for one training; got {cfg.ckpt_path!r} and a sweep. A sweep goes on by "
+            "itself: start it again with hydra.run.dir set to its folder."
+        )
 
 
 def _choice(group: str, otherwise: str) -> str:

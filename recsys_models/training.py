@@ -3,6 +3,7 @@
 import logging
 import sys
 import warnings
+from pathlib import Path
 from typing import Any, cast
 
 import lightning as L
@@ -25,6 +26,7 @@ class Training:
         watch: may end training early.
         extra: further callbacks.
         choose_epoch: whether early stopping and checkpoints of the configuration take part.
+        goes_on: whether the checkpoint that `fit` gets is one of this run, interrupted before.
 
     Attributes:
         model: any LightningModule of the configuration, with the first weights of the seed.
@@ -42,6 +44,7 @@ class Training:
         watch: Watch | None = None,
         extra: tuple[L.Callback, ...] = (),
         choose_epoch: bool = True,
+        goes_on: bool = False,
     ) -> None:
         self.cfg = cfg
         self.data = data
@@ -54,7 +57,7 @@ class Training:
         # Tuners are known by what they offer, not by class: this package imports none of them.
         learning = next((c for c in own if hasattr(c, "schedule")), None)
         self.tuner: L.Callback | None = instantiate(cfg.tuner.callback) or learning
-        self.costs = CostCurve(cfg.monitor, self.tuner, watch)
+        self.costs = CostCurve(cfg.monitor, self.tuner, watch, goes_on)
         own = [callback for callback in own if callback is not self.tuner]
         if not choose_epoch:
             own = [c for c in own if not isinstance(c, (EarlyStopping, ModelCheckpoint))]
@@ -68,7 +71,17 @@ class Training:
         try:
             self.trainer.fit(self.model, datamodule=self.data, ckpt_path=start)
         finally:
-            self.seconds, self.cpu_seconds = clock.seconds, clock.cpu_seconds
+            seconds, cpu_seconds = self.costs.before
+            self.seconds = seconds + clock.seconds
+            self.cpu_seconds = cpu_seconds + clock.cpu_seconds
+
+    def drop_last(self) -> None:
+        """Remove the last epoch's checkpoint, from which an interrupted training goes on."""
+        checkpoint = self.trainer.checkpoint_callback
+        if isinstance(checkpoint, ModelCheckpoint) and self.trainer.is_global_zero:
+            last = checkpoint.last_model_path
+            if last and last != checkpoint.best_model_path:
+                Path(last).unlink(missing_ok=True)
 
     @property
     def best_weights(self) -> str:

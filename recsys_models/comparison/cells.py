@@ -160,10 +160,13 @@ def launcher(config_dir: str | None) -> Launch:
     own = [] if config_dir is None else ["--config-dir", config_dir]
 
     def launch(cell: Cell) -> int:
-        quoted = str(cell.folder.resolve()).replace("'", "\\'")
+        folder = cell.folder.resolve()
         command = [sys.executable, "-m", "recsys_models.train", *own, *cell.overrides]
+        last = folder / "checkpoints" / "last.ckpt"
+        if last.is_file():  # of a training that was interrupted
+            command.append(f"ckpt_path={_quoted(last)}")
         with (cell.folder / "log.txt").open("w") as log:
-            status = _call([*command, f"hydra.run.dir='{quoted}'"], log)
+            status = _call([*command, f"hydra.run.dir={_quoted(folder)}"], log)
             if status < 0:
                 log.write(f"\nended by signal {-status} ({strsignal(-status)})\n")
         return status
@@ -173,3 +176,9 @@ def launcher(config_dir: str | None) -> Launch:
 
 def _call(command: list[str], log: IO[str]) -> int:
     return subprocess.run(command, stdout=log, stderr=subprocess.STDOUT, check=False).returncode
+
+
+def _quoted(path: Path) -> str:
+    """A path as Hydra's command line takes it."""
+    escaped = str(path).replace("'", "\\'")
+    return f"'{escaped}'"

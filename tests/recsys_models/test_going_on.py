@@ -1,0 +1,88 @@
+"""A training that was interrupted goes on, and its result is that of the unbroken one."""
+
+import json
+
+import lightning as L
+import pytest
+
+from recsys_models import train
+from recsys_models.comparison import cells as cells_module
+from recsys_models.comparison.cells import Cell, launcher
+
+SHORT = ("trainer.max_epochs=5", "trainer.accelerator=cpu", "+data.batch_size=64")
+CUT = "+callbacks.cut._target_=tests.recsys_models.test_going_on.PowerCut"
+
+pytestmark = pytest.mark.usefixtures("tiny_synthetic")
+
+
+class PowerCut(L.Callback):
+    """Ends a run hard at the start of its fourth epoch."""
+
+    def on_train_epoch_start(self, trainer, pl_module):
+        if trainer.current_epoch == 3:
+            raise RuntimeError("power cut")
+
+
+@pytest.fixture
+def both(compose_train, tmp_path):
+    """Results of a run that goes on and of the unbroken one."""
+
+    def results(*overrides):
+        train.run(compose_train(*SHORT, *overrides))
+        out = tmp_path / "out"
+        assert [path.name for path in (out / "checkpoints").iterdir()] == ["best.ckpt"]
+        unbroken = json.loads((out / "result.json").read_text())
+        (out / "result.json").unlink()
+
+        with pytest.raises(RuntimeError, match="power cut"):
+            train.run(compose_train(*SHORT, *overrides, CUT))
+        last = out / "checkpoints" / "last.ckpt"
+        train.run(compose_train(*SHORT, *overrides, f"ckpt_path={last}"))
+        assert not last.exists()
+        return json.loads((out / "result.json").read_text()), unbroken
+
+    return results
+
+
+def test_costs_are_those_of_the_unbroken_run(both):
+    """Without the callback Lightning draws other batches from then on."""
+    resumed, unbroken = both("tuner=none")
+    for name in ("epochs", "train_steps", "probe_steps", "evaluations", "schedule"):
+        assert resumed[name] == unbroken[name], name
+    assert resumed["curve"][-1][:2] == unbroken["curve"][-1][:2]
+    seconds = [row[2] for row in resumed["curve"]]
+    assert seconds == sorted(seconds)
+    assert resumed["train_seconds"] > seconds[-1]
+
+
+def test_with_the_callback_everything_is_what_it_would_have_been(both):
+    resumed, unbroken = both("tuner=deopt")
+    for name in ("val", "test", "epochs", "train_steps", "probe_steps", "evaluations", "schedule"):
+        assert resumed[name] == unbroken[name], name
+    reached = [[row[:2] + row[3:4] for row in run["curve"]] for run in (resumed, unbroken)]
+    assert reached[0][-1] == reached[1][-1]
+    assert all(row in reached[1] for row in reached[0])
+
+
+def test_a_sweep_takes_no_checkpoint(compose_train):
+    with pytest.raises(ValueError, match="ckpt_path is for one training; got 'last.ckpt' and a"):
+        train.run(compose_train(*SHORT, "tuner=grid", "ckpt_path=last.ckpt"))
+
+
+@pytest.mark.parametrize("interrupted", [False, True])
+def test_a_cell_that_was_interrupted_goes_on(interrupted, tmp_path, monkeypatch):
+    commands = []
+
+    def call(command, log):
+        commands.append(command)
+        return 0
+
+    monkeypatch.setattr(cells_module, "_call", call)
+    folder = tmp_path / "it's a cell"
+    last = folder / "checkpoints" / "last.ckpt"
+    last.parent.mkdir(parents=True)
+    if interrupted:
+        last.touch()
+    launcher(None)(Cell("filmtrust", "bpr_mf", "deopt", 0, ("tuner=deopt",), folder))
+    escaped = str(last).replace("'", "\\'")
+    assert (f"ckpt_path='{escaped}'" in commands[0]) == interrupted
