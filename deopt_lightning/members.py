@@ -257,7 +257,7 @@ class MemberSearch:
             return {**record, **back}, self._best.perf
         vector = search.vectors[best]
         parents = search.tell(perf, keep=None if self._adopts else self._leader)
-        if np.isfinite(perf).any():
+        if finite_perf[best] > -np.inf:
             state = HeldState(snapshot := results[best].state.everywhere(end))
             results[best] = replace(results[best], state=state)
             if self._adopts:
