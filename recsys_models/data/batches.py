@@ -46,3 +46,30 @@ class RankingBatch(NamedTuple):
         """The same batch on a device."""
         users, seen_rows, seen_items, rows, items = (ids.to(device) for ids in self[:5])
         return RankingBatch(users, seen_rows, seen_items, rows, items, self.one_by_one)
+
+    def split(self, size: int) -> list[RankingBatch]:
+        """The same users in batches of up to ``size``; in one if entries are not in rows' order."""
+        rows = self.seen_rows.contiguous(), self.relevant_rows.contiguous()
+        if size >= len(self.users) or not all(map(_ascends, rows)):
+            return [self]
+        starts = torch.arange(0, len(self.users) + size, size)
+        seen, relevant = (torch.searchsorted(each, starts).tolist() for each in rows)
+        parts = []
+        for number, start in enumerate(starts[:-1].tolist()):
+            left_out = slice(*seen[number : number + 2])
+            held_out = slice(*relevant[number : number + 2])
+            parts.append(
+                RankingBatch(
+                    self.users[start : start + size],
+                    self.seen_rows[left_out] - start,
+                    self.seen_items[left_out],
+                    self.relevant_rows[held_out] - start,
+                    self.relevant_items[held_out],
+                    self.one_by_one,
+                )
+            )
+        return parts
+
+
+def _ascends(rows: Tensor) -> bool:
+    return bool((rows[1:] >= rows[:-1]).all())

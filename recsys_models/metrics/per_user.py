@@ -8,11 +8,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from recsys_models.data.batches import RankingBatch
-from recsys_models.metrics.functional import (
-    METRICS,
-    hits_in_one_list,
-    hits_one_by_one,
-)
+from recsys_models.metrics.functional import METRICS
+from recsys_models.metrics.hits import hits_in_one_list, hits_one_by_one
 from recsys_models.metrics.ranking import RankingMetrics
 
 

@@ -7,13 +7,11 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from recsys_models.data.batches import RankingBatch
-from recsys_models.metrics.functional import (
-    METRICS,
-    hits_in_one_list,
-    hits_one_by_one,
-)
+from recsys_models.metrics.functional import METRICS
+from recsys_models.metrics.hits import hits_in_one_list, hits_one_by_one
 
 DEFAULT_METRICS = ("ndcg", "recall", "hr")
+_USERS_AT_ONCE = 128  # on a CPU, where their scores are still in the cache when they are ranked
 
 
 class RankingMetrics(Metric):
@@ -54,28 +52,40 @@ class RankingMetrics(Metric):
         for count in ("lists", "users", "skipped"):
             self.add_state(count, default=torch.tensor(0), dist_reduce_fx="sum")
 
-    def update(self, scores: Tensor, batch: RankingBatch) -> None:
+    def update(self, scores: Tensor | Callable[[Tensor], Tensor], batch: RankingBatch) -> None:
         """Rank the unseen items of a batch of users and add up their metrics.
 
         Args:
-            scores: shape (B, I), one row per user of the batch. Overwritten by the masking.
+            scores: shape (B, I), one row per user of the batch, overwritten by the masking. Or what
+                gives fresh scores, shape (b, I), for user ids of shape (b,); on a CPU it is asked
+                for a few users at a time, so that their scores are ranked while they are cached.
             batch: the users, the items to leave out and the items to find.
         """
-        seen, relevant = batch[1:3], batch[3:5]
-        places = max(k for _, k in self.wanted)
-        num_relevant = torch.bincount(batch.relevant_rows, minlength=len(scores))
+        device = self.sums.device
+        if isinstance(scores, Tensor):
+            hits = self._hits(scores, batch)
+        else:
+            at_once = _USERS_AT_ONCE if device.type == "cpu" else len(batch.users)
+            parts = batch.split(at_once)
+            hits = torch.cat([self._hits(scores(part.users).to(device), part) for part in parts])
+        batch = batch.on(device)
+        num_relevant = torch.bincount(batch.relevant_rows, minlength=len(batch.users))
         counted = num_relevant > 0
         self.users += counted.sum()
         self.skipped += (~counted).sum()
         if batch.one_by_one:
-            hits = hits_one_by_one(scores, *seen, *relevant, places)
             num_relevant = torch.ones_like(batch.relevant_rows)
         else:
-            hits = hits_in_one_list(scores, *seen, *relevant, places)[counted]
-            num_relevant = num_relevant[counted]
+            hits, num_relevant = hits[counted], num_relevant[counted]
         values = [METRICS[name](hits, num_relevant, k) for name, k in self.wanted]
         self.sums += torch.stack(values).sum(dim=1)
         self.lists += len(hits)
+
+    def _hits(self, scores: Tensor, batch: RankingBatch) -> Tensor:
+        """A row for each list: for each user, or for each relevant item where that ranks alone."""
+        places = max(k for _, k in self.wanted)
+        hits = hits_one_by_one if batch.one_by_one else hits_in_one_list
+        return hits(scores, *batch.on(scores.device)[1:5], places)
 
     def compute(self) -> dict[str, float]:
         """Means over users, or over relevant items ranked one by one.
@@ -118,7 +128,7 @@ def evaluate(
     """
     metrics = RankingMetrics(top_k).to(device)
     for batch in batches:
-        metrics.update(score_users(batch.users).to(device), batch.on(device))
+        metrics.update(score_users, batch)
     return metrics.compute()
 
 

@@ -194,7 +194,7 @@ class RecommenderModule(L.LightningModule):
     def _rank(self, batch: RankingBatch, metrics: RankingMetrics) -> None:
         self._check_ids(batch.users, batch.seen_items, batch.relevant_items)
         with torch.autocast(batch.users.device.type, enabled=False):  # rounded scores tie
-            metrics.update(self.score_users(batch.users), batch)
+            metrics.update(self.score_users, batch)
 
     def _log_metrics(self, stage: str, metrics: RankingMetrics) -> None:
         # compute() has already summed over processes; the mean of equal values changes nothing.

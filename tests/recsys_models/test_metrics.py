@@ -1,6 +1,7 @@
 import json
 import math
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -11,23 +12,34 @@ import pytrec_eval
 import torch
 
 from recsys_models.data.batches import RankingBatch
-from recsys_models.metrics import RankingMetrics, evaluate
+from recsys_models.metrics import RankingMetrics, evaluate, native
 from recsys_models.metrics.functional import (
     METRICS,
     average_precision,
     hit_rate,
-    hits_in_one_list,
-    hits_one_by_one,
     ndcg,
     precision,
     recall,
     reciprocal_rank,
 )
+from recsys_models.metrics.hits import hits_in_one_list, hits_one_by_one
 
 NONE = torch.empty(0, dtype=torch.int64)
 ZERO = torch.zeros(1, dtype=torch.int64)
 TOP_K = (1, 5, 10)
 ALL = tuple(f"{name}@{k}" for k in TOP_K for name in METRICS)
+
+
+@pytest.fixture(params=["C", "torch"], autouse=True)
+def way(request, monkeypatch):
+    """Every test of this file, by either way to count ranks."""
+    if request.param == "torch":
+        monkeypatch.setattr(native, "_function", lambda: None)
+    elif shutil.which("cc") is None:
+        pytest.skip("there is no C compiler")
+    else:
+        assert native._function() is not None
+    return request.param
 
 
 def make_batch(num_users=60, num_items=40, seed=0, with_empty_users=False, one_by_one=False):
@@ -191,6 +203,15 @@ def test_k_beyond_the_catalogue_ranks_all_items():
     assert hits.tolist() == [[False, True, False, False]]
 
 
+@pytest.mark.parametrize("hits", [hits_in_one_list, hits_one_by_one])
+@pytest.mark.parametrize("which", range(4))
+def test_an_id_out_of_bounds_raises(hits, which):
+    pairs = [ZERO, ZERO, ZERO, ZERO + 1]
+    pairs[which] = ZERO + 5
+    with pytest.raises(IndexError):
+        hits(torch.zeros(2, 3), *pairs, 2)
+
+
 @pytest.mark.parametrize("one_by_one", [False, True])
 @pytest.mark.parametrize("relevant", [False, True])
 def test_nan_score_raises(one_by_one, relevant):
@@ -299,6 +320,26 @@ def test_batching_changes_nothing(sizes, one_by_one):
     for part_scores, part in reversed(list(split_batch(batch, scores, sizes))):
         metrics.update(part_scores, part)
     assert metrics.compute() == pytest.approx(whole, abs=1e-12)
+
+
+@pytest.mark.parametrize("one_by_one", [False, True])
+@pytest.mark.parametrize("in_order", [True, False])
+def test_scores_may_be_asked_for_a_few_users_at_a_time(in_order, one_by_one):
+    batch, scores = make_batch(300, one_by_one=one_by_one), random_scores(300, levels=3)
+    whole, asked = RankingMetrics(ALL), []
+    whole.update(scores.clone(), batch)
+    if not in_order:
+        backwards = {name: getattr(batch, name).flip(0) for name in ("seen_rows", "seen_items")}
+        batch = batch._replace(**backwards)
+
+    def score_users(users):
+        asked.append(len(users))
+        return scores[users]
+
+    metrics = RankingMetrics(ALL)
+    metrics.update(score_users, batch)
+    assert metrics.compute() == pytest.approx(whole.compute(), abs=1e-12)
+    assert asked == ([128, 128, 44] if in_order else [300])
 
 
 def test_states_of_two_processes_add_up():

@@ -1,0 +1,60 @@
+"""The compiled function's surroundings; what it computes is tested beside the metrics."""
+
+import logging
+import shutil
+
+import pytest
+import torch
+
+from recsys_models.metrics import native
+from recsys_models.metrics.hits import hits_in_one_list
+
+ZERO, ONE = torch.tensor([0]), torch.tensor([1])
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    """A cache of its own, and nothing known of what was compiled before."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    native._function.cache_clear()
+    yield tmp_path / "deopt-lightning"
+    native._function.cache_clear()
+
+
+def rank_of_the_middle():
+    """Of three items the second, one of which is left out."""
+    return hits_in_one_list(torch.tensor([[3.0, 2.0, 1.0]]), ZERO, ZERO, ZERO, ONE, 2).tolist()
+
+
+@pytest.mark.skipif(shutil.which("cc") is None, reason="there is no C compiler")
+def test_it_is_compiled_once_for_all_processes(cache):
+    assert rank_of_the_middle() == [[True, False]]
+    (library,) = cache.iterdir()
+    made = library.stat().st_mtime_ns
+    native._function.cache_clear()
+    assert native._function() is not None
+    assert [file.stat().st_mtime_ns for file in cache.iterdir()] == [made]
+
+
+@pytest.mark.parametrize("compiler", ["no-such-compiler", "false"])
+def test_torch_ranks_where_it_cannot_be_compiled(compiler, cache, monkeypatch, caplog):
+    monkeypatch.setenv("CC", compiler)
+    with caplog.at_level(logging.INFO):
+        assert rank_of_the_middle() == [[True, False]]
+    assert native._function() is None
+    assert "ranked by torch" in caplog.text
+    assert compiler in caplog.text
+
+
+def test_torch_ranks_where_nothing_can_be_written(cache, monkeypatch):
+    cache.parent.joinpath("deopt-lightning").write_text("a file in its place")
+    assert rank_of_the_middle() == [[True, False]]
+    assert native._function() is None
+
+
+@pytest.mark.parametrize(
+    "scores",
+    [torch.randn(2, 4, dtype=torch.float64), torch.randn(4, 2).T, torch.randn(2, 4).half()],
+)
+def test_other_types_and_layouts_are_left_to_torch(scores):
+    assert native.ranks(scores, (ZERO, ZERO, ZERO, ONE), 2, one_by_one=False) is None
