@@ -1,4 +1,4 @@
-"""Tasks shared out among forked copies of this process, each with one thread.
+"""Tasks shared out among this process and forked copies of it, each with one thread.
 
 A forked process has the model, the batches and the Trainer as they are, without a copy being made
 of what it only reads. So any task can run there, and what it changes stays there; its result is
@@ -8,11 +8,15 @@ pickled and comes back. The result of a task does not depend on where it runs.
 from __future__ import annotations
 
 import io
+import os
 import pickle
 import signal
+import struct
 import sys
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
+from itertools import chain
 from multiprocessing import connection, get_context
 from typing import Any, TypeVar
 
@@ -20,6 +24,7 @@ import lightning.pytorch as pl
 import torch
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
+from deopt_lightning.pure_steps import threads
 from deopt_lightning.trainer_seam import validation_workers
 
 Result = TypeVar("Result")
@@ -62,13 +67,13 @@ def run_shared_out(
     Args:
         task: Must give the same result in every process.
         count: How often to call it.
-        workers: Number of processes; below 2, all tasks run in this one. A task also runs here if
-            its process died or could not do it, after a warning.
+        workers: Number of processes, of which this is one; below 2 there is no other. A task runs
+            here again if its process died or could not do it, after a warning.
         known: Objects that results refer to, and that come back as the very same objects.
     """
     missing = set(range(count))
     if workers > 1:
-        for index, result in _from_workers(task, count, min(workers, count), known):
+        for index, result in _side_by_side(task, count, min(workers, count), known):
             missing.discard(index)
             yield index, result
         if missing:
@@ -81,35 +86,34 @@ def run_shared_out(
         yield index, task(index)
 
 
-def _from_workers(
+def _side_by_side(
     task: Callable[[int], Result], count: int, workers: int, known: Iterable[object]
 ) -> Iterator[tuple[int, Result]]:
+    """Runs tasks here and in forked processes; after one each, whoever is free takes the next."""
     table = list(known)
     context = get_context("fork")
+    numbers = _Numbers(range(workers - 1, count))
     processes, readers = [], []
     try:
-        for worker in range(workers):
+        for first in range(workers - 1):
             reader, writer = context.Pipe(duplex=False)
-            process = context.Process(
-                target=_work, args=(task, range(worker, count, workers), writer, table), daemon=True
-            )
+            life = partial(_work, task, chain([first], numbers), writer, table)
+            process = context.Process(target=life, daemon=True)
             with warnings.catch_warnings():  # Python 3.12 warns of locks that threads may hold
                 warnings.simplefilter("ignore", DeprecationWarning)
                 process.start()
             writer.close()
             processes.append(process)
             readers.append(reader)
-        while readers:
-            for ready in connection.wait(readers):
-                assert isinstance(ready, connection.Connection)
-                try:
-                    index, result = _Unpickler(io.BytesIO(ready.recv_bytes()), table).load()
-                except EOFError:  # this worker is done, or gone
-                    readers.remove(ready)
-                    ready.close()
-                else:
-                    yield index, result
+        for index in numbers:
+            with threads(1):
+                result = task(index)
+            yield index, result
+            del result
+            yield from _results(readers, table, wait=False)
+        yield from _results(readers, table, wait=True)
     finally:
+        numbers.close()
         for process in processes:
             process.terminate()
             process.join()
@@ -117,9 +121,26 @@ def _from_workers(
             reader.close()
 
 
+def _results(
+    readers: list[connection.Connection], table: list[object], *, wait: bool
+) -> Iterator[tuple[int, Any]]:
+    """What processes have sent; on request, all that they will send. Drops those that are done."""
+    while readers:
+        ready = connection.wait(readers, None if wait else 0)
+        if not ready:
+            return
+        for reader in ready:
+            assert isinstance(reader, connection.Connection)
+            try:
+                yield _Unpickler(io.BytesIO(reader.recv_bytes()), table).load()
+            except EOFError:  # this worker is done, or gone
+                readers.remove(reader)
+                reader.close()
+
+
 def _work(
     task: Callable[[int], Any],
-    indices: Iterable[int],
+    numbers: Iterable[int],
     results: connection.Connection,
     known: list[object],
 ) -> None:
@@ -128,12 +149,33 @@ def _work(
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     torch.set_num_threads(1)  # threads that the main process started do not exist here
     try:
-        for index in indices:
+        for index in numbers:
             buffer = io.BytesIO()
             _Pickler(buffer, known).dump((index, task(index)))
             results.send_bytes(buffer.getbuffer())
     except Exception:
         return
+
+
+class _Numbers:
+    """Numbers, each of which one process gets, and no process waits for another.
+
+    They lie in a pipe from which forked processes read. A lock would do as well, until a process
+    dies that holds it.
+    """
+
+    def __init__(self, numbers: Sequence[int]) -> None:
+        self._source, sink = os.pipe()
+        os.write(sink, struct.pack(f"={len(numbers)}i", *numbers))
+        os.close(sink)
+
+    def __iter__(self) -> Iterator[int]:
+        while taken := os.read(self._source, 4):
+            yield struct.unpack("=i", taken)[0]
+
+    def close(self) -> None:
+        """Leaves the rest to others."""
+        os.close(self._source)
 
 
 class _Pickler(pickle.Pickler):

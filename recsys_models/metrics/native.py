@@ -4,7 +4,7 @@
 before it. Counting takes one pass over a row of scores, or the first part of it where K are found
 there. Torch has no operation for this that does not write as much as it reads.
 
-The function gives the very ranks of the torch operations in hits.py, which take its place where
+The function gives the very ranks of the torch operations in ranks.py, which take its place where
 there is no C compiler, on other devices and for other types.
 """
 
@@ -25,40 +25,37 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from recsys_models.data.batches import RankingBatch
+
 _SOURCE = Path(__file__).with_name("ranks.c")
 _OPTIONS = ("-O3", "-march=native", "-shared", "-fPIC")
 _POINTER, _INT64 = ctypes.c_void_p, ctypes.c_int64
 _log = logging.getLogger(__name__)
 
 
-def ranks(
-    scores: Tensor, pairs: tuple[Tensor, Tensor, Tensor, Tensor], limit: int, *, one_by_one: bool
-) -> Tensor | None:
-    """How many items rank before each relevant one.
-
-    Args:
-        scores: shape (B, I), overwritten as in hits.py.
-        pairs: rows and items to leave out, rows and items that are relevant, each int64.
-        limit: what to write where as many or more rank before an item.
-        one_by_one: see `hits_one_by_one`; else `hits_in_one_list`.
+def ranks(scores: Tensor, batch: RankingBatch, k: int) -> Tensor | None:
+    """The result of ``ranks_of_relevant``.
 
     Returns:
-        Shape (R,), int64; None where torch has to do it, or to say what is wrong.
+        None where torch has to work it out, or to say what is wrong.
     """
-    devices = {tensor.device.type for tensor in (scores, *pairs)}
-    types = [scores.dtype, *(ids.dtype for ids in pairs)]
-    if devices != {"cpu"} or types != [torch.float32] + 4 * [torch.int64]:
+    ids = batch[1:5]
+    types = {(tensor.device.type, tensor.dtype) for tensor in ids}
+    if types != {("cpu", torch.int64)} or scores.device.type != "cpu":
         return None
-    if not scores.is_contiguous() or (function := _function()) is None:
+    if scores.dtype != torch.float32 or not scores.is_contiguous():
         return None
-    seen_rows, seen_items, relevant_rows, relevant_items = (ids.contiguous() for ids in pairs)
+    if (function := _function()) is None:
+        return None
+    seen_rows, seen_items, relevant_rows, relevant_items = (part.contiguous() for part in ids)
     found = torch.empty(len(relevant_rows), dtype=torch.int64)
     own = torch.empty(len(relevant_rows))
-    seen = seen_rows.data_ptr(), seen_items.data_ptr(), len(seen_rows)
-    relevant = relevant_rows.data_ptr(), relevant_items.data_ptr(), len(relevant_rows)
-    memory = own.data_ptr(), found.data_ptr()
-    size = len(scores), scores.shape[1]
-    done = function(scores.data_ptr(), *size, *seen, *relevant, one_by_one, limit, *memory)
+    done = function(
+        *(scores.data_ptr(), len(scores), scores.shape[1]),
+        *(seen_rows.data_ptr(), seen_items.data_ptr(), len(seen_rows)),
+        *(relevant_rows.data_ptr(), relevant_items.data_ptr(), len(relevant_rows)),
+        *(batch.one_by_one, k, own.data_ptr(), found.data_ptr()),
+    )
     return found if done else None
 
 

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from recsys_models.data.batches import RankingBatch
 from recsys_models.metrics.functional import METRICS
-from recsys_models.metrics.hits import hits_in_one_list, hits_one_by_one
 from recsys_models.metrics.ranking import RankingMetrics
+from recsys_models.metrics.ranks import hits, ranks_of_relevant
 
 
 @torch.no_grad()
@@ -36,20 +36,20 @@ def per_user(
     values: dict[str, list[Tensor]] = {name: [] for name in named.names}
     for on_cpu in batches:
         batch = on_cpu.on(device)
-        hits, relevant = _hits(score_users(batch.users), batch, max(k for _, k in named.wanted))
+        places = max(k for _, k in named.wanted)
+        lists, relevant = _lists(score_users(batch.users), batch, places)
         for label, (metric, k) in zip(named.names, named.wanted, strict=True):
-            found = METRICS[metric](hits, relevant, k)
+            found = METRICS[metric](lists, relevant, k)
             values[label].append((_per_row(found, batch) if batch.one_by_one else found).cpu())
     return {name: torch.cat(parts).numpy() for name, parts in values.items()}
 
 
-def _hits(scores: Tensor, batch: RankingBatch, places: int) -> tuple[Tensor, Tensor]:
-    seen, relevant = batch[1:3], batch[3:5]
+def _lists(scores: Tensor, batch: RankingBatch, places: int) -> tuple[Tensor, Tensor]:
+    """Hits of each list, and its number of relevant items."""
+    found = hits(ranks_of_relevant(scores, batch, places), batch, places)
     if batch.one_by_one:
-        alone = torch.ones_like(batch.relevant_rows)
-        return hits_one_by_one(scores, *seen, *relevant, places), alone
-    hits = hits_in_one_list(scores, *seen, *relevant, places)
-    return hits, torch.bincount(batch.relevant_rows, minlength=len(scores))
+        return found, torch.ones_like(batch.relevant_rows)
+    return found, torch.bincount(batch.relevant_rows, minlength=len(scores))
 
 
 def _per_row(values: Tensor, batch: RankingBatch) -> Tensor:

@@ -8,7 +8,7 @@ from torchmetrics import Metric
 
 from recsys_models.data.batches import RankingBatch
 from recsys_models.metrics.functional import METRICS
-from recsys_models.metrics.hits import hits_in_one_list, hits_one_by_one
+from recsys_models.metrics.ranks import hits, ranks_of_relevant
 
 DEFAULT_METRICS = ("ndcg", "recall", "hr")
 _USERS_AT_ONCE = 128  # on a CPU, where their scores are still in the cache when they are ranked
@@ -61,31 +61,26 @@ class RankingMetrics(Metric):
                 for a few users at a time, so that their scores are ranked while they are cached.
             batch: the users, the items to leave out and the items to find.
         """
-        device = self.sums.device
+        places = max(k for _, k in self.wanted)
+        batch = batch.on(self.sums.device)
         if isinstance(scores, Tensor):
-            hits = self._hits(scores, batch)
+            ranks = ranks_of_relevant(scores, batch, places)
         else:
-            at_once = _USERS_AT_ONCE if device.type == "cpu" else len(batch.users)
+            at_once = _USERS_AT_ONCE if batch.users.device.type == "cpu" else len(batch.users)
             parts = batch.split(at_once)
-            hits = torch.cat([self._hits(scores(part.users).to(device), part) for part in parts])
-        batch = batch.on(device)
+            ranks = torch.cat([ranks_of_relevant(scores(p.users), p, places) for p in parts])
         num_relevant = torch.bincount(batch.relevant_rows, minlength=len(batch.users))
         counted = num_relevant > 0
         self.users += counted.sum()
         self.skipped += (~counted).sum()
+        lists = hits(ranks, batch, places)
         if batch.one_by_one:
             num_relevant = torch.ones_like(batch.relevant_rows)
         else:
-            hits, num_relevant = hits[counted], num_relevant[counted]
-        values = [METRICS[name](hits, num_relevant, k) for name, k in self.wanted]
+            lists, num_relevant = lists[counted], num_relevant[counted]
+        values = [METRICS[name](lists, num_relevant, k) for name, k in self.wanted]
         self.sums += torch.stack(values).sum(dim=1)
-        self.lists += len(hits)
-
-    def _hits(self, scores: Tensor, batch: RankingBatch) -> Tensor:
-        """A row for each list: for each user, or for each relevant item where that ranks alone."""
-        places = max(k for _, k in self.wanted)
-        hits = hits_one_by_one if batch.one_by_one else hits_in_one_list
-        return hits(scores, *batch.on(scores.device)[1:5], places)
+        self.lists += len(lists)
 
     def compute(self) -> dict[str, float]:
         """Means over users, or over relevant items ranked one by one.
@@ -128,7 +123,7 @@ def evaluate(
     """
     metrics = RankingMetrics(top_k).to(device)
     for batch in batches:
-        metrics.update(score_users, batch)
+        metrics.update(lambda users: score_users(users.cpu()).to(device), batch)
     return metrics.compute()
 
 

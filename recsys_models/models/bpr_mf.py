@@ -58,10 +58,13 @@ class BPRMF(RecommenderModule):
         items = torch.cat([batch.items.unsqueeze(1), batch.negatives], dim=1)
         vectors = self.lookup(self.item_embedding.weight, items)
         users = self.lookup(self.user_embedding.weight, batch.users).unsqueeze(1)
-        behind = (users * (vectors[:, 1:] - vectors[:, :1])).sum(-1)
+        parts = [1, items.shape[1] - 1]  # split, since slices' gradients are as large as the whole
+        positive, negative = torch.split(vectors, parts, dim=1)
+        behind = (users * (negative - positive)).sum(-1)
         if self.item_bias is not None:
             biases = self.lookup(self.item_bias.weight, items).squeeze(-1)
-            behind = behind + (biases[:, 1:] - biases[:, :1])
+            positive, negative = torch.split(biases, parts, dim=1)
+            behind = behind + (negative - positive)
         return softplus(behind).mean()
 
     def layer_groups(self) -> dict[str, list[str]]:

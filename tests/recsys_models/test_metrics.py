@@ -22,7 +22,7 @@ from recsys_models.metrics.functional import (
     recall,
     reciprocal_rank,
 )
-from recsys_models.metrics.hits import hits_in_one_list, hits_one_by_one
+from recsys_models.metrics.ranks import hits, ranks_of_relevant
 
 NONE = torch.empty(0, dtype=torch.int64)
 ZERO = torch.zeros(1, dtype=torch.int64)
@@ -116,6 +116,12 @@ def split_batch(batch, scores, sizes):
         start = stop
 
 
+def hits_of(scores, pairs, k, one_by_one=False):
+    """Hits from the rows and items that are left out, and those that are relevant."""
+    batch = RankingBatch(torch.arange(len(scores)), *pairs, one_by_one)
+    return hits(ranks_of_relevant(scores, batch, k), batch, k)
+
+
 # Pure functions, by hand.
 
 
@@ -146,9 +152,9 @@ def test_a_relevant_item_alone_ranks_before_equals_and_is_no_rival_of_others():
     scores = torch.tensor([[4.0, 3.0, 3.0, 2.0, 9.0, 3.0]])
     seen, relevant = torch.tensor([4]), torch.tensor([1, 3])
     row = torch.zeros(2, dtype=torch.int64)
-    hits = hits_one_by_one(scores, row[:1], seen, row, relevant, 4)
+    found = hits_of(scores, (row[:1], seen, row, relevant), 4, one_by_one=True)
     # Item 1 stands behind item 0 only; item 3 behind items 0, 2 and 5, but not behind item 1.
-    assert hits.tolist() == [[False, True, False, False], [False, False, False, True]]
+    assert found.tolist() == [[False, True, False, False], [False, False, False, True]]
 
 
 def test_perfect_ranking_has_ndcg_one_even_with_fewer_relevant_items_than_places():
@@ -166,50 +172,49 @@ def test_a_catalogue_smaller_than_k_still_has_an_ideal_list():
 @pytest.mark.parametrize("levels", [None, 1, 3, 10])
 def test_hits_equal_sorting_by_score_then_id(levels, seed):
     batch, scores = make_batch(seed=seed), random_scores(seed=seed, levels=levels)
-    hits = hits_in_one_list(scores.clone(), *batch[1:5], 10)
+    found = hits_of(scores.clone(), batch[1:5], 10)
     for row in range(len(scores)):
         seen = set(batch.seen_items[batch.seen_rows == row].tolist())
         relevant = set(batch.relevant_items[batch.relevant_rows == row].tolist())
         candidates = [i for i in range(scores.shape[1]) if i not in seen]
         ranked = sorted(candidates, key=lambda i, s=scores[row]: (-s[i].item(), i))
-        assert hits[row].tolist() == [item in relevant for item in ranked[:10]]
+        assert found[row].tolist() == [item in relevant for item in ranked[:10]]
 
 
 def test_constant_scores_rank_unseen_items_by_id():
     every_pair = torch.tensor([0, 0, 1, 1, 1]), torch.tensor([3, 499, 0, 2, 3])
-    hits = hits_in_one_list(
-        torch.zeros(2, 500), torch.tensor([0, 0]), torch.tensor([1, 2]), *every_pair, 3
-    )
+    left_out = torch.tensor([0, 0]), torch.tensor([1, 2])
+    found = hits_of(torch.zeros(2, 500), (*left_out, *every_pair), 3)
     # Their lists are 0, 3, 4 and 0, 1, 2.
-    assert hits.tolist() == [[False, True, False], [True, False, True]]
+    assert found.tolist() == [[False, True, False], [True, False, True]]
 
 
 def test_more_ties_than_are_compared_at_a_time():
     users, one = torch.arange(600), torch.ones(600, dtype=torch.int64)
-    hits = hits_in_one_list(torch.zeros(600, 40), NONE, NONE, users, one, 3)
-    assert hits.tolist() == [[False, True, False]] * 600
+    found = hits_of(torch.zeros(600, 40), (NONE, NONE, users, one), 3)
+    assert found.tolist() == [[False, True, False]] * 600
 
 
 def test_places_without_a_candidate_and_items_left_out_are_never_hits():
     scores = torch.tensor([[3.0, 2.0, 1.0]])
     row = torch.zeros(3, dtype=torch.int64)
     seen, relevant = torch.tensor([0, 2]), torch.tensor([0, 1])
-    hits = hits_in_one_list(scores, row[:2], seen, row[:2], relevant, 3)
-    assert hits.tolist() == [[True, False, False]]
+    found = hits_of(scores, (row[:2], seen, row[:2], relevant), 3)
+    assert found.tolist() == [[True, False, False]]
 
 
 def test_k_beyond_the_catalogue_ranks_all_items():
-    hits = hits_in_one_list(torch.tensor([[1.0, 2.0]]), NONE, NONE, ZERO, ZERO, 4)
-    assert hits.tolist() == [[False, True, False, False]]
+    found = hits_of(torch.tensor([[1.0, 2.0]]), (NONE, NONE, ZERO, ZERO), 4)
+    assert found.tolist() == [[False, True, False, False]]
 
 
-@pytest.mark.parametrize("hits", [hits_in_one_list, hits_one_by_one])
+@pytest.mark.parametrize("one_by_one", [False, True])
 @pytest.mark.parametrize("which", range(4))
-def test_an_id_out_of_bounds_raises(hits, which):
+def test_an_id_out_of_bounds_raises(which, one_by_one):
     pairs = [ZERO, ZERO, ZERO, ZERO + 1]
     pairs[which] = ZERO + 5
     with pytest.raises(IndexError):
-        hits(torch.zeros(2, 3), *pairs, 2)
+        hits_of(torch.zeros(2, 3), pairs, 2, one_by_one)
 
 
 @pytest.mark.parametrize("one_by_one", [False, True])

@@ -6,10 +6,12 @@ import shutil
 import pytest
 import torch
 
+from recsys_models.data import RankingBatch
 from recsys_models.metrics import native
-from recsys_models.metrics.hits import hits_in_one_list
+from recsys_models.metrics.ranks import ranks_of_relevant
 
 ZERO, ONE = torch.tensor([0]), torch.tensor([1])
+BATCH = RankingBatch(ZERO, ZERO, ZERO, ZERO, ONE)  # the first item is left out, the second relevant
 
 
 @pytest.fixture(autouse=True)
@@ -21,14 +23,13 @@ def cache(tmp_path, monkeypatch):
     native._function.cache_clear()
 
 
-def rank_of_the_middle():
-    """Of three items the second, one of which is left out."""
-    return hits_in_one_list(torch.tensor([[3.0, 2.0, 1.0]]), ZERO, ZERO, ZERO, ONE, 2).tolist()
+def rank():
+    return ranks_of_relevant(torch.tensor([[4.0, 2.0, 3.0]]), BATCH, 2).tolist()
 
 
 @pytest.mark.skipif(shutil.which("cc") is None, reason="there is no C compiler")
 def test_it_is_compiled_once_for_all_processes(cache):
-    assert rank_of_the_middle() == [[True, False]]
+    assert rank() == [1]
     (library,) = cache.iterdir()
     made = library.stat().st_mtime_ns
     native._function.cache_clear()
@@ -40,7 +41,7 @@ def test_it_is_compiled_once_for_all_processes(cache):
 def test_torch_ranks_where_it_cannot_be_compiled(compiler, cache, monkeypatch, caplog):
     monkeypatch.setenv("CC", compiler)
     with caplog.at_level(logging.INFO):
-        assert rank_of_the_middle() == [[True, False]]
+        assert rank() == [1]
     assert native._function() is None
     assert "ranked by torch" in caplog.text
     assert compiler in caplog.text
@@ -48,7 +49,7 @@ def test_torch_ranks_where_it_cannot_be_compiled(compiler, cache, monkeypatch, c
 
 def test_torch_ranks_where_nothing_can_be_written(cache, monkeypatch):
     cache.parent.joinpath("deopt-lightning").write_text("a file in its place")
-    assert rank_of_the_middle() == [[True, False]]
+    assert rank() == [1]
     assert native._function() is None
 
 
@@ -57,4 +58,4 @@ def test_torch_ranks_where_nothing_can_be_written(cache, monkeypatch):
     [torch.randn(2, 4, dtype=torch.float64), torch.randn(4, 2).T, torch.randn(2, 4).half()],
 )
 def test_other_types_and_layouts_are_left_to_torch(scores):
-    assert native.ranks(scores, (ZERO, ZERO, ZERO, ONE), 2, one_by_one=False) is None
+    assert native.ranks(scores, BATCH, 2) is None
