@@ -7,15 +7,18 @@ Run from the root of the checkout; ratings are generated where no files are give
 Each way has a process of its own; they take turns, in rounds, and the medians are compared.
 With 10 candidates, each trained for 10 steps and validated on all users:
 
-- ``plain``: for each candidate the weights and the optimizer are loaded, one parameter group per
-  layer is written, 10 batches are indexed and trained on, and all users ranked; two threads.
-- ``literal``: a Trainer and a DataLoader for each candidate; two threads.
+- ``plain``: for each candidate the weights and the optimizer, torch's Adam as it comes, are loaded,
+  one parameter group per layer is written, 10 batches are indexed and trained on, and all users
+  ranked as one writes it at first (see plain.py); two threads. ``plain, fused`` has Adam with
+  ``fused=True`` as conf/ has, and the package's ranking.
+- ``literal``: a Trainer and a DataLoader for each candidate, Adam and ranking as there; two threads.
 - ``loops``, ``direct``, ``workers``, ``compiled``: the callback in a Trainer, with Lightning's
-  loops, with direct steps, with two worker processes as well, and with compiled steps in these
-  (compile time is not part of a generation's). Direct steps are the default.
+  loops, with direct steps, with two processes as well, and with compiled steps in these (compile
+  time is not part of a generation's). Direct steps are the default. All have conf/'s Adam.
 
-``own epoch`` is one of the Trainer's own epochs, validation included; what follows it are epochs of
-five members (``carry="population"``), the leader's in the Trainer among them. Writes
+``own epoch`` is one of the Trainer's own epochs with torch's Adam as it comes, validation included,
+``own epoch, fused`` with conf/'s; what follows it are epochs of five members
+(``carry="population"``), the leader's in the Trainer among them. Writes
 benchmarks/results/generation.json.
 
 For BPR-MF it says what share of the machine's limit a way reaches: the time that its products take
@@ -38,6 +41,7 @@ from pathlib import Path
 
 import lightning as L
 import machine
+import plain
 import torch
 
 from deopt_lightning import DEOptCallback
@@ -57,8 +61,13 @@ SHAPES = {"filmtrust": (1_508, 2_071, 35_494), "ml_1m": (6_040, 3_706, 1_000_209
 CANDIDATES, STEPS, MEMBERS = 10, 10, 5
 EPOCHS, LONG_RUN = 8, 5_000  # measured, and of a run that compiling would be worth it for
 SETTLING = 2  # generations that are not timed: the first tests which steps may be taken
-GENERATION_WAYS = ("plain", "literal", "loops", "direct", "workers", "compiled")
-EPOCH_WAYS = ("own epoch", "members, in turn", "members, workers", "members, compiled")
+GENERATION_WAYS = ("plain", "plain, fused", "literal", "loops", "direct", "workers", "compiled")
+OWN_EPOCHS = ("own epoch", "own epoch, fused")
+EPOCH_WAYS = (
+    *OWN_EPOCHS,
+    *("members, in turn", "members, workers", "members, compiled", "members, compiled in workers"),
+)
+PLAIN_USERS = 256  # ranked at a time
 WIDTH, ADAM_FLOATS = 64, 7  # per row of a table; read or written per weight of a dense step
 CALLBACK = {
     "loops": {"direct_steps": False, "workers": 0},
@@ -68,6 +77,7 @@ CALLBACK = {
     "members, in turn": {"workers": 0},
     "members, workers": {"workers": 2},
     "members, compiled": {"workers": 0, "compile_steps": True},
+    "members, compiled in workers": {"workers": 2, "compile_steps": True},
 }
 
 
@@ -121,7 +131,8 @@ def least_seconds(data: str, path: str | None) -> dict[str, float]:
     ranking = peaks.limit(flops=2 * WIDTH * users * made.num_items)
     epoch = len(made.train_dataloader()) * step + ranking
     generations = dict.fromkeys(GENERATION_WAYS, CANDIDATES * (STEPS * step + ranking))
-    return generations | dict.fromkeys(EPOCH_WAYS, MEMBERS * epoch) | {"own epoch": epoch}
+    epochs = dict.fromkeys(EPOCH_WAYS, MEMBERS * epoch) | dict.fromkeys(OWN_EPOCHS, epoch)
+    return generations | epochs
 
 
 def report(
@@ -132,7 +143,7 @@ def report(
         for way in ways:
             if way in median:
                 ratio = median[base] / median[way]
-                line = f"{data:10} {model:7} {way:18} {1e3 * median[way]:10.1f} ms {ratio:6.2f}x"
+                line = f"{data:10} {model:7} {way:28} {1e3 * median[way]:10.1f} ms {ratio:6.2f}x"
                 limit = f" {least[way] / median[way]:6.0%} of the limit" if least else ""
                 print(line + limit)
     sys.stdout.flush()
@@ -146,9 +157,11 @@ def measure(data: str, model: str, way: str, path: str | None) -> float:
     L.seed_everything(0, verbose=False)
     module_data = make_data(data, model, path)
     sizes = module_data.num_users, module_data.num_items
-    module = MODELS[model](*sizes, optimizer=partial(torch.optim.Adam, lr=1e-3))
-    if way == "plain":
-        return plain(module, module_data)
+    fused = way not in ("plain", "own epoch")
+    optimizer = partial(torch.optim.Adam, lr=1e-3, fused=fused)
+    module = MODELS[model](*sizes, optimizer=optimizer)
+    if way.startswith("plain"):
+        return by_hand(module, module_data, optimizer, package_ranking=fused)
     if way == "literal":
         return literal(module, module_data)
     return in_trainer(module, module_data, way)
@@ -167,30 +180,43 @@ def make_data(data: str, model: str, path: str | None) -> RecsysDataModule:
     return made
 
 
-def plain(module: L.LightningModule, data: RecsysDataModule) -> float:
-    """Candidate after candidate, by hand, with the optimizer's default implementation."""
+def by_hand(
+    module: L.LightningModule, data: RecsysDataModule, make_optimizer, package_ranking: bool
+) -> float:
+    """Candidate after candidate in a loop."""
     names = module.layer_groups()
     parameters = dict(module.named_parameters())
     groups = [{"params": [parameters[name] for name in layer]} for layer in names.values()]
-    optimizer = torch.optim.Adam(groups, lr=1e-3)
-    loader, validation = data.train_dataloader(), data.val_dataloader()
+    optimizer = make_optimizer(groups)
+    loader, validation = data.train_dataloader(), list(data.val_dataloader())
+    parts = [part for batch in validation for part in batch.split(PLAIN_USERS)]
     batches = [batch for batch, _ in zip(loader, range(STEPS), strict=False)]
     train_by_hand(module, optimizer, batches)
+    check_plain(module, validation, parts)
     weights, state = copy.deepcopy(module.state_dict()), copy.deepcopy(optimizer.state_dict())
     seconds = []
-    for _ in range(3):
+    for candidate in range(CANDIDATES):
         began = time.perf_counter()
-        for candidate in range(CANDIDATES):
-            module.load_state_dict(weights)
-            optimizer.load_state_dict(copy.deepcopy(state))
-            for group in optimizer.param_groups:
-                group["lr"], group["weight_decay"] = 1e-3 * (candidate + 1), 1e-6
-            train_by_hand(module, optimizer, batches)
-            module.eval()
-            evaluate(module.score_users, validation)
-            module.train()
+        module.load_state_dict(weights)
+        optimizer.load_state_dict(copy.deepcopy(state))
+        for group in optimizer.param_groups:
+            group["lr"], group["weight_decay"] = 1e-3 * (candidate + 1), 1e-6
+        train_by_hand(module, optimizer, batches)
+        module.eval()
+        with torch.no_grad():
+            if package_ranking:
+                evaluate(module.score_users, validation)
+            else:
+                plain.ndcg(module, parts)
+        module.train()
         seconds.append(time.perf_counter() - began)
-    return statistics.median(seconds)
+    return CANDIDATES * statistics.median(seconds)
+
+
+@torch.no_grad()
+def check_plain(module, validation, parts) -> None:
+    ours = evaluate(module.score_users, validation)["ndcg@10"]
+    torch.testing.assert_close(plain.ndcg(module, parts), ours, rtol=1e-3, atol=1e-5)
 
 
 def train_by_hand(module, optimizer, batches) -> None:
@@ -206,7 +232,7 @@ def literal(module: L.LightningModule, data: RecsysDataModule) -> float:
     for candidate in range(4):
         began = time.perf_counter()
         trained = copy.deepcopy(module)
-        trained._make_optimizer = partial(torch.optim.Adam, lr=1e-3 * (candidate + 1))
+        trained._make_optimizer = partial(torch.optim.Adam, lr=1e-3 * (candidate + 1), fused=True)
         trainer = quiet_trainer(max_steps=STEPS)
         trainer.fit(trained, data.train_dataloader(), data.val_dataloader())
         trainer.validate(trained, data.val_dataloader(), verbose=False)

@@ -37,10 +37,10 @@ from functools import partial
 from pathlib import Path
 
 import machine
+import plain
 import torch
 import torchmetrics
 from torch import Tensor
-from torch.nn.functional import linear
 from torchmetrics import MetricCollection
 from torchmetrics.retrieval import RetrievalHitRate, RetrievalNormalizedDCG, RetrievalRecall
 
@@ -83,7 +83,7 @@ def main() -> None:
         "torchmetrics_one": partial(torchmetrics_ndcg, *pairs),
         "neumf": partial(neumf.score_users, few.users),
     } | {
-        f"neumf_pairwise_{count}": partial(pairwise_scores, neumf, few.users, count)
+        f"neumf_pairwise_{count}": partial(plain.scores, neumf, few.users, count)
         for count in PAIRWISE_USERS
     }
     scored = [(bpr_mf.score_users(batch.users), batch) for batch in batches]
@@ -172,21 +172,6 @@ def torchmetrics_all(scores: Tensor, relevant: Tensor, rows: Tensor) -> dict[str
     return metrics.compute()
 
 
-def pairwise_scores(model: NeuMF, users: Tensor, users_at_a_time: int) -> Tensor:
-    return torch.cat([_pairwise(model, chunk) for chunk in users.split(users_at_a_time)])
-
-
-def _pairwise(model: NeuMF, users: Tensor) -> Tensor:
-    items = torch.arange(model.num_items).repeat(len(users))
-    users = users.repeat_interleave(model.num_items)
-    g = model.gmf.users(users) * model.gmf.items(items)
-    z = torch.cat([model.mlp.users(users), model.mlp.items(items)], dim=1)
-    for layer in model.dense:
-        z = layer(z).relu()
-    logits = linear(torch.cat([g, z], dim=1), model.head.weight, model.head.bias)
-    return logits.view(-1, model.num_items)
-
-
 def check_torchmetrics(model: BPRMF, batch: RankingBatch, pairs: tuple[Tensor, ...]) -> None:
     ours = evaluate(model.score_users, [batch], TOP_K)[f"ndcg@{TOP_K[0]}"]
     torch.testing.assert_close(torchmetrics_ndcg(*pairs)[0], ours, rtol=1e-4, atol=1e-6)
@@ -199,7 +184,7 @@ def check_ndcg(scored: list[tuple[Tensor, RankingBatch]], pairs: tuple[Tensor, .
 
 
 def check_pairwise(model: NeuMF, users: Tensor) -> None:
-    expected = pairwise_scores(model, users, PAIRWISE_USERS[0])
+    expected = plain.scores(model, users, PAIRWISE_USERS[0])
     torch.testing.assert_close(model.score_users(users), expected, rtol=1e-4, atol=1e-5)
 
 
