@@ -11,7 +11,7 @@ With 10 candidates, each trained for 10 steps and validated on all users:
   one parameter group per layer is written, 10 batches are indexed and trained on, and all users
   ranked as one writes it at first (see plain.py); two threads. ``plain, fused`` has Adam with
   ``fused=True`` as conf/ has, and the package's ranking.
-- ``literal``: a Trainer and a DataLoader for each candidate, Adam and ranking as there; two threads.
+- ``literal``: a Trainer and a DataLoader for each candidate, else as that; two threads.
 - ``loops``, ``direct``, ``workers``, ``compiled``: the callback in a Trainer, with Lightning's
   loops, with direct steps, with two processes as well, and with compiled steps in these (compile
   time is not part of a generation's). Direct steps are the default. All have conf/'s Adam.

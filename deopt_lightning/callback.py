@@ -76,9 +76,9 @@ class DEOptCallback(Callback):
             on an accelerator, if that was faster in the first generation. See ``stacked_steps``.
         compile_steps: Let torch compile direct steps, if the rest of the run is long enough to make
             up for the time it takes; results differ by rounding. See ``compiled_steps``.
-        workers: Number of processes that share a generation's candidates out among them, each with
-            one thread, on Linux without a GPU; 0 for none. Worth a try where steps take long.
-            A worker is a fork: what steps write to other objects' attributes stays in it.
+        workers: Number of processes, this one among them, that share out a generation's candidates,
+            each with one thread, on Linux without a GPU; 0 for this one alone, with its threads.
+            The others are forks: what steps write to other objects' attributes stays where it is.
         share_over_ranks: With ``strategy="ddp"``, each process trains candidates of its own,
             instead of all of them together every one, where the module has a method
             ``training_loss(batch)``. The results are the same up to rounding; see docs/scaling.md.
