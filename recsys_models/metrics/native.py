@@ -19,6 +19,7 @@ import shlex
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
@@ -60,7 +61,7 @@ def ranks(scores: Tensor, batch: RankingBatch, k: int) -> Tensor | None:
 
 
 @cache
-def _function() -> ctypes._NamedFuncPointer | None:
+def _function() -> Callable[..., int] | None:
     try:
         function = ctypes.CDLL(str(_compiled())).ranks
     except (OSError, RuntimeError, subprocess.SubprocessError) as error:
