@@ -41,6 +41,8 @@ def ranks(scores: Tensor, batch: RankingBatch, k: int) -> Tensor | None:
         None where torch has to work it out, or to say what is wrong.
     """
     ids = batch[1:5]
+    if len(ids[0]) != len(ids[1]) or len(ids[2]) != len(ids[3]):
+        return None
     types = {(tensor.device.type, tensor.dtype) for tensor in ids}
     if types != {("cpu", torch.int64)} or scores.device.type != "cpu":
         return None
@@ -75,7 +77,7 @@ def _function() -> Callable[..., int] | None:
 
 def _compiled() -> Path:
     """The shared library, from the user's cache if it was compiled for this processor before."""
-    compiler = shlex.split(os.environ.get("CC", "cc"))
+    compiler = shlex.split(os.environ.get("CC") or "cc")
     made_by = [*compiler, *_OPTIONS, platform.machine(), _processor()]
     key = hashlib.sha256(_SOURCE.read_bytes() + "\n".join(made_by).encode()).hexdigest()
     cached = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "deopt-lightning"

@@ -53,6 +53,18 @@ def test_torch_ranks_where_nothing_can_be_written(cache, monkeypatch):
     assert native._function() is None
 
 
+@pytest.mark.parametrize("field", ["seen_items", "relevant_items"])
+def test_rows_without_an_item_never_reach_the_function(field):
+    batch = BATCH._replace(**{field: torch.tensor([0, 1, 2])})
+    assert native.ranks(torch.zeros(1, 3), batch, 2) is None
+
+
+@pytest.mark.skipif(shutil.which("cc") is None, reason="there is no C compiler")
+def test_an_empty_name_of_a_compiler_is_none(monkeypatch, cache):
+    monkeypatch.setenv("CC", "")
+    assert native._compiled().parent == cache
+
+
 @pytest.mark.parametrize(
     "scores",
     [torch.randn(2, 4, dtype=torch.float64), torch.randn(4, 2).T, torch.randn(2, 4).half()],
