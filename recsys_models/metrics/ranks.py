@@ -6,8 +6,8 @@ B users, I items, R relevant items, K places. Relevance is 0 or 1.
 import torch
 from torch import Tensor
 
+from recsys_models import native
 from recsys_models.data.batches import RankingBatch
-from recsys_models.metrics import native
 
 _ROWS_AT_ONCE = 256  # whole rows that are compared at a time where scores tie
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import dropout
 
+from recsys_models import native
 from recsys_models.data.interactions import Interactions
 
 Norm = Literal["sym", "rw_selfloop"]
@@ -77,10 +78,7 @@ class Adjacency:
 
     def csr(self) -> Tensor:
         """The matrix as a sparse tensor, shape (n, n); nothing is copied."""
-        size = (len(self.row_offsets) - 1,) * 2
-        return torch.sparse_csr_tensor(
-            self.row_offsets, self.columns, self.values, size=size, check_invariants=False
-        )
+        return _csr(self.row_offsets, self.columns, self.values)
 
     def to(self, device: torch.device, dtype: torch.dtype) -> Adjacency:
         """The same matrix there; itself where it is there already."""
@@ -110,13 +108,32 @@ class Adjacency:
         return product.to(x.dtype)
 
 
+def _csr(row_offsets: Tensor, columns: Tensor, values: Tensor) -> Tensor:
+    size = (len(row_offsets) - 1,) * 2
+    return torch.sparse_csr_tensor(row_offsets, columns, values, size=size, check_invariants=False)
+
+
+# An operation to torch, so that a compiled loss calls it as it is.
+@torch.library.custom_op("recsys_models::product", mutates_args=())
+def _product(row_offsets: Tensor, columns: Tensor, values: Tensor, x: Tensor) -> Tensor:
+    product = native.sparse_product(row_offsets, columns, values, x)
+    if product is None:
+        product = torch.mm(_csr(row_offsets, columns, values), x)
+    return product
+
+
+@_product.register_fake
+def _(row_offsets: Tensor, columns: Tensor, values: Tensor, x: Tensor) -> Tensor:
+    return torch.empty_like(x, memory_format=torch.contiguous_format)
+
+
 class _SparseProduct(torch.autograd.Function):
     """A x, whose gradient is A^T g: with A^T at hand, torch need not transpose at every step."""
 
     @staticmethod
     def forward(x: Tensor, adjacency: Adjacency) -> Tensor:
         with torch.autocast(x.device.type, enabled=False):  # few types have a sparse product
-            return adjacency.csr() @ x
+            return _product(adjacency.row_offsets, adjacency.columns, adjacency.values, x)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, Adjacency], output: Tensor) -> None:

@@ -86,9 +86,10 @@ class GraphRecommender(RecommenderModule):
     def training_loss(self, batch: TrainBatch) -> Tensor:
         """BPR loss of the batch."""
         user_table, item_table = self._final().tensor_split((self.num_users,))
-        items = torch.cat([batch.items.unsqueeze(1), batch.negatives], dim=1)
-        scores = (rows(user_table, batch.users).unsqueeze(1) * rows(item_table, items)).sum(-1)
-        return bpr_loss(scores[:, :1], scores[:, 1:])
+        vectors = rows(user_table, batch.users)
+        items = batch.items, *batch.negatives.unbind(1)  # one by one, so that less is held at once
+        scores = [(vectors * rows(item_table, ids)).sum(-1, keepdim=True) for ids in items]
+        return bpr_loss(scores[0], torch.cat(scores[1:], dim=1))
 
     def train(self, mode: bool = True) -> GraphRecommender:
         """Change the mode; what an evaluation had kept is dropped."""

@@ -7,9 +7,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
+from recsys_models import native
 from recsys_models.data.batches import TrainBatch
 from recsys_models.losses import hinge_loss
-from recsys_models.models.base import OptimizerFactory
+from recsys_models.models.base import OptimizerFactory, rows
 from recsys_models.models.item_bias import BiasedRecommender
 
 Distance = Literal["squared_l2", "l1"]
@@ -91,18 +92,19 @@ class LRML(BiasedRecommender):
 
         Users are taken so many at a time that temporary results fill ``_ATTENTION_BYTES``.
         """
-        num_memories, dim = self.keys.shape
-        per_pair = 3 * num_memories if self.distance == "squared_l2" else 2 * (num_memories + dim)
-        chunk = max(1, _ATTENTION_BYTES // (4 * per_pair * self.num_items))
-        distances = self._squared_l2 if self.distance == "squared_l2" else self._l1
-        vectors = self.user_embedding(users).split(chunk)
-        return self.biased(-torch.cat([distances(p, self.item_embedding.weight) for p in vectors]))
+        p, q = self.user_embedding(users), self.item_embedding.weight
+        distances = None
+        if self.distance == "squared_l2":
+            distances = native.squared_distances(p, q, self.keys, self.memories)
+        if distances is None:
+            distances = self._distances_by_torch(p, q)
+        return self.biased(distances.neg_())
 
     def training_loss(self, batch: TrainBatch) -> Tensor:
         """Hinge loss of the batch; positives and negatives share one look-up for speed."""
         items = torch.cat([batch.items.unsqueeze(1), batch.negatives], dim=1)
-        p = self.user_embedding(batch.users).unsqueeze(1)
-        q = self.item_embedding(items)
+        p = rows(self.user_embedding.weight, batch.users).unsqueeze(1)
+        q = rows(self.item_embedding.weight, items)
         relation = self._attention(p * (q[:, :1] if self.share_relation else q)) @ self.memories
         difference = p + relation - q
         distances = difference.square() if self.distance == "squared_l2" else difference.abs()
@@ -129,6 +131,13 @@ class LRML(BiasedRecommender):
     def _attention(self, products: Tensor) -> Tensor:
         """From p * q, shape (..., dim), to weights over the slots, shape (..., N)."""
         return linear(products, self.keys).softmax(-1)
+
+    def _distances_by_torch(self, p: Tensor, q: Tensor) -> Tensor:
+        num_memories, dim = self.keys.shape
+        per_pair = 3 * num_memories if self.distance == "squared_l2" else 2 * (num_memories + dim)
+        chunk = max(1, _ATTENTION_BYTES // (4 * per_pair * self.num_items))
+        distances = self._squared_l2 if self.distance == "squared_l2" else self._l1
+        return torch.cat([distances(some, q) for some in torch.split(p, chunk)])
 
     def _attention_to_all(self, p: Tensor, q: Tensor) -> Tensor:
         """Attention of all pairs of p, shape (B, dim), with q, (I, dim): shape (B, N, I).

@@ -12,7 +12,7 @@ import pytrec_eval
 import torch
 
 from recsys_models.data.batches import RankingBatch
-from recsys_models.metrics import RankingMetrics, evaluate, native
+from recsys_models.metrics import RankingMetrics, evaluate
 from recsys_models.metrics.functional import (
     METRICS,
     average_precision,
@@ -23,6 +23,7 @@ from recsys_models.metrics.functional import (
     reciprocal_rank,
 )
 from recsys_models.metrics.ranks import hits, ranks_of_relevant
+from recsys_models.native import library
 
 NONE = torch.empty(0, dtype=torch.int64)
 ZERO = torch.zeros(1, dtype=torch.int64)
@@ -34,11 +35,11 @@ ALL = tuple(f"{name}@{k}" for k in TOP_K for name in METRICS)
 def way(request, monkeypatch):
     """Every test of this file, by either way to count ranks."""
     if request.param == "torch":
-        monkeypatch.setattr(native, "_function", lambda: None)
+        monkeypatch.setattr(library, "_library", lambda: None)
     elif shutil.which("cc") is None:
         pytest.skip("there is no C compiler")
     else:
-        assert native._function() is not None
+        assert library._library() is not None
     return request.param
 
 

@@ -1,4 +1,4 @@
-"""The compiled function's surroundings; what it computes is tested beside the metrics."""
+"""Functions in C, each beside torch, and how they are compiled."""
 
 import logging
 import shutil
@@ -6,34 +6,39 @@ import shutil
 import pytest
 import torch
 
+from recsys_models import native
 from recsys_models.data import RankingBatch
-from recsys_models.metrics import native
 from recsys_models.metrics.ranks import ranks_of_relevant
+from recsys_models.models import LRML
+from recsys_models.native import library
 
 ZERO, ONE = torch.tensor([0]), torch.tensor([1])
 BATCH = RankingBatch(ZERO, ZERO, ZERO, ZERO, ONE)  # the first item is left out, the second relevant
 
 
-@pytest.fixture(autouse=True)
+needs_compiler = pytest.mark.skipif(shutil.which("cc") is None, reason="there is no C compiler")
+
+
+@pytest.fixture
 def cache(tmp_path, monkeypatch):
     """A cache of its own, and nothing known of what was compiled before."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    native._function.cache_clear()
+    library._library.cache_clear()
     yield tmp_path / "deopt-lightning"
-    native._function.cache_clear()
+    library._library.cache_clear()
 
 
 def rank():
     return ranks_of_relevant(torch.tensor([[4.0, 2.0, 3.0]]), BATCH, 2).tolist()
 
 
-@pytest.mark.skipif(shutil.which("cc") is None, reason="there is no C compiler")
+@needs_compiler
 def test_it_is_compiled_once_for_all_processes(cache):
     assert rank() == [1]
-    (library,) = cache.iterdir()
-    made = library.stat().st_mtime_ns
-    native._function.cache_clear()
-    assert native._function() is not None
+    (file,) = cache.iterdir()
+    made = file.stat().st_mtime_ns
+    library._library.cache_clear()
+    assert library._library() is not None
     assert [file.stat().st_mtime_ns for file in cache.iterdir()] == [made]
 
 
@@ -42,15 +47,15 @@ def test_torch_ranks_where_it_cannot_be_compiled(compiler, cache, monkeypatch, c
     monkeypatch.setenv("CC", compiler)
     with caplog.at_level(logging.INFO):
         assert rank() == [1]
-    assert native._function() is None
-    assert "ranked by torch" in caplog.text
+    assert library._library() is None
+    assert "Torch does what C would do faster" in caplog.text
     assert compiler in caplog.text
 
 
 def test_torch_ranks_where_nothing_can_be_written(cache, monkeypatch):
     cache.parent.joinpath("deopt-lightning").write_text("a file in its place")
     assert rank() == [1]
-    assert native._function() is None
+    assert library._library() is None
 
 
 @pytest.mark.parametrize("field", ["seen_items", "relevant_items"])
@@ -59,10 +64,10 @@ def test_rows_without_an_item_never_reach_the_function(field):
     assert native.ranks(torch.zeros(1, 3), batch, 2) is None
 
 
-@pytest.mark.skipif(shutil.which("cc") is None, reason="there is no C compiler")
+@needs_compiler
 def test_an_empty_name_of_a_compiler_is_none(monkeypatch, cache):
     monkeypatch.setenv("CC", "")
-    assert native._compiled().parent == cache
+    assert library._compiled().parent == cache
 
 
 @pytest.mark.parametrize(
@@ -71,3 +76,128 @@ def test_an_empty_name_of_a_compiler_is_none(monkeypatch, cache):
 )
 def test_other_types_and_layouts_are_left_to_torch(scores):
     assert native.ranks(scores, BATCH, 2) is None
+
+
+def two_threads(function):
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        return function()
+    finally:
+        torch.set_num_threads(before)
+
+
+def random_matrix(rows, columns, density=0.2):
+    """A sparse matrix, of which the first row and the last are empty."""
+    generator = torch.Generator().manual_seed(rows * columns)
+    matrix = torch.randn(rows, columns, generator=generator)
+    matrix *= torch.rand(rows, columns, generator=generator) < density
+    matrix[[0, -1]] = 0
+    return matrix
+
+
+def product(matrix, dense):
+    csr = matrix.to_sparse_csr()
+    parts = csr.crow_indices().int(), csr.col_indices().int(), csr.values()
+    return native.sparse_product(*parts, dense)
+
+
+@needs_compiler
+@pytest.mark.parametrize("columns", [1, 31, 32, 33, 100])
+@pytest.mark.parametrize("run", [lambda function: function(), two_threads])
+def test_a_sparse_product_is_that_of_the_dense_matrix(columns, run):
+    matrix, dense = random_matrix(50, 70), torch.randn(70, columns)
+    torch.testing.assert_close(run(lambda: product(matrix, dense)), matrix @ dense)
+
+
+@needs_compiler
+def test_a_sparse_product_takes_rows_that_lie_apart():
+    matrix, dense = random_matrix(50, 70), torch.randn(40, 70).T
+    torch.testing.assert_close(product(matrix, dense), matrix @ dense)
+
+
+@needs_compiler
+def test_nothing_times_nothing_is_nothing():
+    assert torch.equal(product(torch.zeros(3, 4), torch.ones(4, 2)), torch.zeros(3, 2))
+    assert product(torch.zeros(3, 4), torch.ones(4, 0)).shape == (3, 0)
+
+
+@pytest.mark.parametrize("wrong", [torch.ones(4, 2).double(), torch.ones(4, 2).bfloat16()])
+def test_sparse_products_of_other_types_are_left_to_torch(wrong):
+    assert product(torch.eye(4), wrong) is None
+
+
+def relations(num_users=5, num_items=37, dim=6, num_memories=5, std=1.0):
+    torch.manual_seed(num_items + num_memories)
+    return LRML(num_users, num_items, dim, num_memories, init_std=std)
+
+
+@torch.no_grad()
+def distances(model, by_torch=False):
+    p, q = model.user_embedding.weight, model.item_embedding.weight
+    if by_torch:
+        return model._distances_by_torch(p, q)
+    return native.squared_distances(p, q, model.keys, model.memories)
+
+
+@needs_compiler
+@pytest.mark.parametrize(
+    "sizes",
+    [{}, {"num_items": 32}, {"num_items": 1}, {"num_memories": 1}, {"num_memories": 8}, {"dim": 1}],
+    ids=str,
+)
+@pytest.mark.parametrize("run", [lambda function: function(), two_threads])
+def test_distances_are_those_of_torch(sizes, run):
+    model = relations(**sizes)
+    found = run(lambda: distances(model)).double()
+    expected = distances(model.double(), by_torch=True)
+    torch.testing.assert_close(found, expected, rtol=2e-6, atol=2e-6)
+
+
+@needs_compiler
+@pytest.mark.parametrize("scale", [0.0, 1.0, 30.0, 1e4])
+def test_attention_may_be_even_or_all_on_one_slot(scale):
+    model = relations()
+    model.keys.data *= scale
+    found = distances(model).double()
+    model.double()
+    torch.testing.assert_close(found, distances(model, by_torch=True), rtol=1e-4, atol=1e-4)
+
+
+@needs_compiler
+@pytest.mark.parametrize("name", ["user_embedding.weight", "keys", "memories"])
+def test_what_is_no_number_stays_none(name):
+    model = relations()
+    model.get_parameter(name).data[1, 1] = torch.nan
+    found = distances(model)
+    assert torch.equal(found.isnan(), distances(model, by_torch=True).isnan())
+    assert found[1].isnan().all()
+
+
+def test_distances_to_be_differentiated_are_left_to_torch():
+    model = relations()
+    arguments = model.user_embedding.weight, model.item_embedding.weight, model.keys, model.memories
+    assert native.squared_distances(*arguments) is None
+    scores = model.score_users(torch.arange(5))
+    assert scores.requires_grad
+    with torch.no_grad():
+        torch.testing.assert_close(scores.detach(), model.score_users(torch.arange(5)))
+
+
+@torch.no_grad()
+def test_stacked_users_are_left_to_torch():
+    model = relations()
+    groups = torch.tensor([[0, 1], [2, 3]])
+    expected = torch.stack([model.score_users(users) for users in groups])
+    torch.testing.assert_close(torch.vmap(model.score_users)(groups), expected)
+
+
+@pytest.mark.parametrize("name", ["no-such-compiler", "false"])
+def test_models_score_by_torch_where_nothing_is_compiled(name, cache, monkeypatch):
+    monkeypatch.setenv("CC", name)
+    model = relations()
+    assert distances(model) is None
+    assert product(torch.eye(4), torch.ones(4, 2)) is None
+    with torch.no_grad():
+        expected = -distances(model, by_torch=True)
+        torch.testing.assert_close(model.score_users(torch.arange(5)), expected)

@@ -1,9 +1,9 @@
-/* How many items rank before each relevant one. See native.py, which compiles and calls this. */
+/* How many items rank before each relevant one. See ranks.py, which calls this. */
 
 #include <math.h>
 #include <stdint.h>
 
-enum { AT_ONCE = 512 }; /* items that are counted before it is asked whether that is enough */
+enum { PART = 512 }; /* items that are counted before it is asked whether that is enough */
 
 static int64_t number_above(const float *scores, int64_t count, float own) {
     int32_t number = 0;
@@ -27,7 +27,7 @@ static int64_t number_of_nan(const float *scores, int64_t count) {
 static int64_t rank_within(const float *scores, int64_t from, int64_t to, float own, int equal_first,
                            int64_t rank, int64_t limit) {
     while (from < to && rank < limit) {
-        const int64_t count = to - from < AT_ONCE ? to - from : AT_ONCE;
+        const int64_t count = to - from < PART ? to - from : PART;
         rank += equal_first ? number_not_below(scores + from, count, own)
                             : number_above(scores + from, count, own);
         from += count;

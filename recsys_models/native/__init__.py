@@ -1,0 +1,11 @@
+"""Functions in C for what torch does slowly on a CPU, compiled when first needed.
+
+Each has torch operations beside its use that take its place where there is no C compiler, on other
+devices and for other types, and that tests compare it with.
+"""
+
+from recsys_models.native.ranks import ranks
+from recsys_models.native.relations import squared_distances
+from recsys_models.native.sparse import sparse_product
+
+__all__ = ["ranks", "sparse_product", "squared_distances"]

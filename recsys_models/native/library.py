@@ -1,0 +1,100 @@
+"""The functions of the C files in this folder, compiled into one library when first needed."""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import logging
+import os
+import platform
+import shlex
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Callable, Iterable
+from functools import cache
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+POINTER, INT64, INT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
+
+_SOURCES = sorted(Path(__file__).parent.glob("*.c"))
+_HEADERS = sorted(Path(__file__).parent.glob("*.h"))
+_OPTIONS = ("-O3", "-march=native", "-shared", "-fPIC")
+_log = logging.getLogger(__name__)
+
+
+def function(name: str, argument_types: tuple[type, ...]) -> Callable[..., int] | None:
+    """A function of the library, which returns whether it could do its work.
+
+    Returns:
+        None where the library cannot be compiled; the reason is logged once, as information.
+    """
+    library = _library()
+    if library is None:
+        return None
+    found = getattr(library, name)
+    found.argtypes = argument_types
+    found.restype = ctypes.c_int
+    return found  # type: ignore[no-any-return]
+
+
+def fits(dtype: torch.dtype, *tensors: Tensor) -> bool:
+    """Whether a function may read these: of this type, in CPU memory, one number after another."""
+    try:
+        return all(
+            tensor.dtype == dtype
+            and tensor.device.type == "cpu"
+            and tensor.is_contiguous()
+            and tensor.data_ptr() is not None
+            for tensor in tensors
+        )
+    except RuntimeError:  # under vmap a tensor stands for many, and has no memory of its own
+        return False
+
+
+def needs_gradient(tensors: Iterable[Tensor]) -> bool:
+    """Whether what is worked out from these is to be differentiated, which no function can."""
+    return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
+
+
+@cache
+def _library() -> ctypes.CDLL | None:
+    try:
+        return ctypes.CDLL(str(_compiled()))
+    except (OSError, RuntimeError, subprocess.SubprocessError) as error:
+        _log.info("Torch does what C would do faster, which cannot be compiled: %s", error)
+        return None
+
+
+def _compiled() -> Path:
+    """The shared library, from the user's cache if it was compiled for this processor before."""
+    compiler = shlex.split(os.environ.get("CC") or "cc")
+    made_by = [*compiler, *_OPTIONS, platform.machine(), _processor()]
+    sources = b"".join(file.read_bytes() for file in (*_HEADERS, *_SOURCES))
+    key = hashlib.sha256(sources + "\n".join(made_by).encode()).hexdigest()
+    cached = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "deopt-lightning"
+    library = cached / f"native-{key[:32]}.so"
+    if library.exists():
+        return library
+    if shutil.which(compiler[0]) is None:
+        raise FileNotFoundError(
+            f"there is no C compiler {compiler[0]!r}; install one, or name it in CC"
+        )
+    cached.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=cached) as folder:
+        fresh = Path(folder) / library.name
+        command = [*compiler, *_OPTIONS, *map(str, _SOURCES), "-o", str(fresh)]
+        subprocess.run(command, check=True, capture_output=True, timeout=60)
+        fresh.replace(library)  # in one step, since other processes may be at it, too
+    return library
+
+
+def _processor() -> str:
+    """What the processor can do, so that a cache on a shared disk serves different machines."""
+    description = Path("/proc/cpuinfo")
+    lines = description.read_text().splitlines() if description.exists() else []
+    found = [line for line in lines if line.startswith(("model name", "flags", "Features"))]
+    return "\n".join(dict.fromkeys(found)) or platform.processor()
