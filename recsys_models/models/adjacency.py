@@ -117,9 +117,8 @@ def _csr(row_offsets: Tensor, columns: Tensor, values: Tensor) -> Tensor:
 @torch.library.custom_op("recsys_models::product", mutates_args=())
 def _product(row_offsets: Tensor, columns: Tensor, values: Tensor, x: Tensor) -> Tensor:
     product = native.sparse_product(row_offsets, columns, values, x)
-    if product is None:
-        product = torch.mm(_csr(row_offsets, columns, values), x)
-    return product
+    result: Tensor = _csr(row_offsets, columns, values) @ x if product is None else product
+    return result
 
 
 @_product.register_fake
