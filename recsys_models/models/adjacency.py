@@ -117,8 +117,7 @@ def _csr(row_offsets: Tensor, columns: Tensor, values: Tensor) -> Tensor:
 @torch.library.custom_op("recsys_models::product", mutates_args=())
 def _product(row_offsets: Tensor, columns: Tensor, values: Tensor, x: Tensor) -> Tensor:
     product = native.sparse_product(row_offsets, columns, values, x)
-    result: Tensor = _csr(row_offsets, columns, values) @ x if product is None else product
-    return result
+    return torch.mm(_csr(row_offsets, columns, values), x) if product is None else product
 
 
 @_product.register_fake
@@ -132,7 +131,9 @@ class _SparseProduct(torch.autograd.Function):
     @staticmethod
     def forward(x: Tensor, adjacency: Adjacency) -> Tensor:
         with torch.autocast(x.device.type, enabled=False):  # few types have a sparse product
-            return _product(adjacency.row_offsets, adjacency.columns, adjacency.values, x)
+            parts = adjacency.row_offsets, adjacency.columns, adjacency.values
+            product: Tensor = _product(*parts, x)
+            return product
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, Adjacency], output: Tensor) -> None:
