@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import product
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,6 +38,22 @@ class PerUser:
     users: int
     p_value: float
     corrected: float
+
+
+@dataclass(frozen=True)
+class Pair:
+    """One tuner against the baseline on one data set with one model by one metric.
+
+    Attributes:
+        seeds: how many both tuners have.
+        difference: mean over these seeds of the difference.
+    """
+
+    data: str
+    model: str
+    metric: str
+    seeds: int
+    difference: float
 
 
 class Results:
@@ -79,24 +96,22 @@ class Results:
         return None
 
     def signed_rank(self, tuner: str, models: Sequence[str]) -> tuple[float | None, int]:
-        """One-sided p-value over all (data, model, metric) pairs, and their number.
+        """One-sided p-value over all pairs, and their number."""
+        pairs = self.pairs(tuner, models)
+        return one_sided_signed_rank([pair.difference for pair in pairs]), len(pairs)
 
-        A pair's difference is the mean over the seeds that both tuners have.
-        """
-        differences = []
-        for data in self.datasets:
-            for model in models:
-                mine, other = (self.by_seed(data, model, t) for t in (tuner, self.baseline))
-                pairs = [
-                    (self.of[cell].test, self.of[other[seed]].test)
-                    for seed, cell in mine.items()
-                    if seed in other
-                ]
-                for metric in self.metrics:
-                    found = [a[metric] - b[metric] for a, b in pairs if metric in a and metric in b]
-                    if found:
-                        differences.append(float(np.mean(found)))
-        return one_sided_signed_rank(differences), len(differences)
+    def pairs(self, tuner: str, models: Sequence[str]) -> list[Pair]:
+        """A tuner against the baseline, wherever the two have a seed in common."""
+        found = []
+        for data, model in product(self.datasets, models):
+            mine, other = (self.by_seed(data, model, t) for t in (tuner, self.baseline))
+            tests = [(self.of[mine[s]].test, self.of[other[s]].test) for s in mine if s in other]
+            for metric in self.metrics:
+                gains = [a[metric] - b[metric] for a, b in tests if metric in a and metric in b]
+                if gains:
+                    mean = float(np.mean(gains))
+                    found.append(Pair(data, model, metric, len(gains), mean))
+        return found
 
     @property
     def user_metric(self) -> str:
