@@ -15,17 +15,10 @@ from torch.optim import Optimizer
 from recsys_models.data.batches import RankingBatch, TrainBatch
 from recsys_models.metrics import RankingMetrics
 from recsys_models.models.compiled_loss import compiled_loss
+from recsys_models.models.pair_scores import pair_scores, rows
 from recsys_models.optim import RowSparseOptimizer
 
 OptimizerFactory = Callable[[Iterable[Parameter]], Optimizer]
-
-
-def rows(table: Tensor, ids: Tensor) -> Tensor:
-    """The rows of a table, shape (n, dim): from ids of shape (...) to (..., dim).
-
-    The same as an embedding's look-up, whose gradient takes two to five times as long on a CPU.
-    """
-    return table.index_select(0, ids.flatten()).view(*ids.shape, -1)
 
 
 class RecommenderModule(L.LightningModule):
@@ -102,6 +95,22 @@ class RecommenderModule(L.LightningModule):
         """
         optimizer = self._row_optimizer
         return rows(table, ids) if optimizer is None else optimizer.lookup(table, ids)
+
+    def pair_scores(self, left: Tensor, right: Tensor, left_ids: Tensor, ids: Tensor) -> Tensor:
+        """Products of rows of two parameters in the training loss, looked up like the above.
+
+        Args:
+            left: shape (m, dim).
+            right: shape (n, dim).
+            left_ids: shape (B,).
+            ids: of the right rows, shape (B, count).
+
+        Returns:
+            Shape (B, count).
+        """
+        if self._row_optimizer is None:
+            return pair_scores(left, right, left_ids, ids)
+        return (self.lookup(left, left_ids).unsqueeze(1) * self.lookup(right, ids)).sum(-1)
 
     def whole(self, table: Tensor) -> Tensor:
         """All rows of a parameter in the training loss."""

@@ -4,9 +4,9 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import softplus
 
 from recsys_models.data.batches import TrainBatch
+from recsys_models.losses import bpr_loss
 from recsys_models.models.base import OptimizerFactory, RecommenderModule
 
 
@@ -54,18 +54,13 @@ class BPRMF(RecommenderModule):
         return torch.addmm(self.item_bias.weight.T, vectors, items)
 
     def training_loss(self, batch: TrainBatch) -> Tensor:
-        """BPR loss of the batch, from p_u . (q_j - q_i): one product for both items."""
+        """BPR loss of the batch; positives and negatives share one look-up for speed."""
         items = torch.cat([batch.items.unsqueeze(1), batch.negatives], dim=1)
-        vectors = self.lookup(self.item_embedding.weight, items)
-        users = self.lookup(self.user_embedding.weight, batch.users).unsqueeze(1)
-        parts = [1, items.shape[1] - 1]  # split, since slices' gradients are as large as the whole
-        positive, negative = torch.split(vectors, parts, dim=1)
-        behind = (users * (negative - positive)).sum(-1)
+        tables = self.user_embedding.weight, self.item_embedding.weight
+        scores = self.pair_scores(*tables, batch.users, items)
         if self.item_bias is not None:
-            biases = self.lookup(self.item_bias.weight, items).squeeze(-1)
-            positive, negative = torch.split(biases, parts, dim=1)
-            behind = behind + (negative - positive)
-        return softplus(behind).mean()
+            scores = scores + self.lookup(self.item_bias.weight, items).squeeze(-1)
+        return bpr_loss(scores[:, :1], scores[:, 1:])
 
     def layer_groups(self) -> dict[str, list[str]]:
         """Two layers: users, and items with their bias."""

@@ -13,7 +13,8 @@ from recsys_models.data.batches import TrainBatch
 from recsys_models.data.interactions import Interactions
 from recsys_models.losses import bpr_loss
 from recsys_models.models.adjacency import Adjacency, Norm
-from recsys_models.models.base import OptimizerFactory, RecommenderModule, rows
+from recsys_models.models.base import OptimizerFactory, RecommenderModule
+from recsys_models.models.pair_scores import pair_scores
 from recsys_models.models.training_pairs import check_sizes, missing_message, training_pairs
 
 
@@ -85,11 +86,10 @@ class GraphRecommender(RecommenderModule):
 
     def training_loss(self, batch: TrainBatch) -> Tensor:
         """BPR loss of the batch."""
-        user_table, item_table = self._final().tensor_split((self.num_users,))
-        vectors = rows(user_table, batch.users)
-        items = batch.items, *batch.negatives.unbind(1)  # one by one, so that less is held at once
-        scores = [(vectors * rows(item_table, ids)).sum(-1, keepdim=True) for ids in items]
-        return bpr_loss(scores[0], torch.cat(scores[1:], dim=1))
+        table = self._final()
+        items = torch.cat([batch.items.unsqueeze(1), batch.negatives], dim=1)
+        scores = pair_scores(table, table, batch.users, items + self.num_users)
+        return bpr_loss(scores[:, :1], scores[:, 1:])
 
     def train(self, mode: bool = True) -> GraphRecommender:
         """Change the mode; what an evaluation had kept is dropped."""

@@ -10,8 +10,9 @@ from torch.nn.functional import linear
 from recsys_models import native
 from recsys_models.data.batches import TrainBatch
 from recsys_models.losses import hinge_loss
-from recsys_models.models.base import OptimizerFactory, rows
+from recsys_models.models.base import OptimizerFactory
 from recsys_models.models.item_bias import BiasedRecommender
+from recsys_models.models.pair_scores import rows
 
 Distance = Literal["squared_l2", "l1"]
 

@@ -4,8 +4,16 @@ Each has torch operations beside its use that take its place where there is no C
 devices and for other types, and that tests compare it with.
 """
 
+from recsys_models.native.pairs import can_multiply_pairs, pair_gradients, pair_products
 from recsys_models.native.ranks import ranks
 from recsys_models.native.relations import squared_distances
 from recsys_models.native.sparse import sparse_product
 
-__all__ = ["ranks", "sparse_product", "squared_distances"]
+__all__ = [
+    "can_multiply_pairs",
+    "pair_gradients",
+    "pair_products",
+    "ranks",
+    "sparse_product",
+    "squared_distances",
+]

@@ -1,0 +1,72 @@
+"""Products of rows of two tables, and their gradients, without copies of the rows."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from recsys_models.native.library import INT64, POINTER, fits, function
+
+_TABLES = (POINTER, INT64, POINTER, INT64, INT64)
+_IDS = (POINTER, POINTER, INT64, INT64)
+_PRODUCTS = (*_TABLES, *_IDS, POINTER)
+_GRADIENTS = (POINTER, POINTER, INT64, *_IDS, POINTER, POINTER, POINTER)
+
+
+def can_multiply_pairs(left: Tensor, right: Tensor, left_ids: Tensor, right_ids: Tensor) -> bool:
+    """Whether the functions below can do their work on these."""
+    return (
+        fits(torch.float32, left, right)
+        and fits(torch.int64, left_ids, right_ids)
+        and function("pair_products", _PRODUCTS) is not None
+    )
+
+
+def pair_products(left: Tensor, right: Tensor, left_ids: Tensor, right_ids: Tensor) -> Tensor:
+    """Product of each left row with its right rows.
+
+    Args:
+        left: shape (m, dim).
+        right: shape (n, dim).
+        left_ids: shape (B,).
+        right_ids: shape (B, count).
+
+    Returns:
+        Shape (B, count).
+
+    Raises:
+        IndexError: an id is no row of its table.
+    """
+    multiply = function("pair_products", _PRODUCTS)
+    assert multiply is not None
+    products = torch.empty(right_ids.shape)
+    done = multiply(
+        *(left.data_ptr(), len(left), right.data_ptr(), len(right), left.shape[1]),
+        *(left_ids.data_ptr(), right_ids.data_ptr(), *right_ids.shape, products.data_ptr()),
+    )
+    if not done:
+        raise IndexError(
+            f"ids must be rows of tables with {len(left)} and {len(right)} rows; got ids from "
+            f"{left_ids.min()} to {left_ids.max()} and from {right_ids.min()} to {right_ids.max()}."
+        )
+    return products
+
+
+def pair_gradients(
+    left: Tensor, right: Tensor, left_ids: Tensor, right_ids: Tensor, slopes: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Gradients of the tables from those of the products, shape (B, count).
+
+    Where both tables are one, its gradient is the first result, and the second is the same.
+    """
+    add = function("pair_gradients", _GRADIENTS)
+    assert add is not None
+    slopes = slopes.contiguous()
+    gradient = torch.zeros_like(left)
+    other = gradient if left is right else torch.zeros_like(right)
+    add(
+        *(left.data_ptr(), right.data_ptr(), left.shape[1]),
+        *(left_ids.data_ptr(), right_ids.data_ptr(), *right_ids.shape),
+        *(slopes.data_ptr(), gradient.data_ptr(), other.data_ptr()),
+    )
+    return gradient, other
