@@ -7,10 +7,11 @@ devices and for other types, and that tests compare it with.
 from recsys_models.native.pairs import can_multiply_pairs, pair_gradients, pair_products
 from recsys_models.native.ranks import ranks
 from recsys_models.native.relations import squared_distances
-from recsys_models.native.sparse import sparse_product
+from recsys_models.native.sparse import column_parts, sparse_product
 
 __all__ = [
     "can_multiply_pairs",
+    "column_parts",
     "pair_gradients",
     "pair_products",
     "ranks",
