@@ -33,12 +33,7 @@ def function(name: str, argument_types: tuple[type, ...]) -> Callable[..., int] 
         None where the library cannot be compiled; the reason is logged once, as information.
     """
     library = _library()
-    if library is None:
-        return None
-    found = getattr(library, name)
-    found.argtypes = argument_types
-    found.restype = ctypes.c_int
-    return found  # type: ignore[no-any-return]
+    return None if library is None else _typed(library, name, argument_types)
 
 
 def fits(dtype: torch.dtype, *tensors: Tensor) -> bool:
@@ -58,6 +53,14 @@ def fits(dtype: torch.dtype, *tensors: Tensor) -> bool:
 def needs_gradient(tensors: Iterable[Tensor]) -> bool:
     """Whether what is worked out from these is to be differentiated, which no function can."""
     return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
+
+
+@cache
+def _typed(library: ctypes.CDLL, name: str, argument_types: tuple[type, ...]) -> Callable[..., int]:
+    found = getattr(library, name)
+    found.argtypes = argument_types
+    found.restype = ctypes.c_int
+    return found  # type: ignore[no-any-return]
 
 
 @cache
