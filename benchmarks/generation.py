@@ -9,8 +9,8 @@ With 10 candidates, each trained for 10 steps and validated on all users:
 
 - ``plain``: for each candidate the weights and the optimizer, torch's Adam as it comes, are loaded,
   one parameter group per layer is written, 10 batches are indexed and trained on, and all users
-  ranked as one writes it at first (see plain.py); two threads. ``plain, fused`` has Adam with
-  ``fused=True`` as conf/ has, and the package's ranking.
+  ranked; loss and ranking as one writes them at first (see plain.py); two threads. ``plain, fused``
+  has Adam with ``fused=True`` as conf/ has, and the package's loss and ranking.
 - ``literal``: a Trainer and a DataLoader for each candidate, else as that; two threads.
 - ``loops``, ``direct``, ``workers``, ``compiled``: the callback in a Trainer, with Lightning's
   loops, with direct steps, with two processes as well, and with compiled steps in these (compile
@@ -161,7 +161,7 @@ def measure(data: str, model: str, way: str, path: str | None) -> float:
     optimizer = partial(torch.optim.Adam, lr=1e-3, fused=fused)
     module = MODELS[model](*sizes, optimizer=optimizer)
     if way.startswith("plain"):
-        return by_hand(module, module_data, optimizer, package_ranking=fused)
+        return by_hand(module, module_data, optimizer, all_plain=not fused)
     if way == "literal":
         return literal(module, module_data)
     return in_trainer(module, module_data, way)
@@ -181,7 +181,7 @@ def make_data(data: str, model: str, path: str | None) -> RecsysDataModule:
 
 
 def by_hand(
-    module: L.LightningModule, data: RecsysDataModule, make_optimizer, package_ranking: bool
+    module: L.LightningModule, data: RecsysDataModule, make_optimizer, all_plain: bool
 ) -> float:
     """Candidate after candidate in a loop."""
     names = module.layer_groups()
@@ -191,8 +191,9 @@ def by_hand(
     loader, validation = data.train_dataloader(), list(data.val_dataloader())
     parts = [part for batch in validation for part in batch.split(PLAIN_USERS)]
     batches = [batch for batch, _ in zip(loader, range(STEPS), strict=False)]
-    train_by_hand(module, optimizer, batches)
-    check_plain(module, validation, parts)
+    loss = partial(plain.loss, module) if all_plain else module.training_loss
+    train_by_hand(loss, optimizer, batches)
+    check_plain(module, batches[0], validation, parts)
     weights, state = copy.deepcopy(module.state_dict()), copy.deepcopy(optimizer.state_dict())
     seconds = []
     for candidate in range(CANDIDATES):
@@ -201,28 +202,29 @@ def by_hand(
         optimizer.load_state_dict(copy.deepcopy(state))
         for group in optimizer.param_groups:
             group["lr"], group["weight_decay"] = 1e-3 * (candidate + 1), 1e-6
-        train_by_hand(module, optimizer, batches)
+        train_by_hand(loss, optimizer, batches)
         module.eval()
         with torch.no_grad():
-            if package_ranking:
-                evaluate(module.score_users, validation)
-            else:
+            if all_plain:
                 plain.ndcg(module, parts)
+            else:
+                evaluate(module.score_users, validation)
         module.train()
         seconds.append(time.perf_counter() - began)
     return CANDIDATES * statistics.median(seconds)
 
 
 @torch.no_grad()
-def check_plain(module, validation, parts) -> None:
+def check_plain(module, batch, validation, parts) -> None:
+    torch.testing.assert_close(plain.loss(module, batch), module.training_loss(batch))
     ours = evaluate(module.score_users, validation)["ndcg@10"]
     torch.testing.assert_close(plain.ndcg(module, parts), ours, rtol=1e-3, atol=1e-5)
 
 
-def train_by_hand(module, optimizer, batches) -> None:
+def train_by_hand(loss, optimizer, batches) -> None:
     for batch in batches:
         optimizer.zero_grad()
-        module.training_loss(batch).backward()
+        loss(batch).backward()
         optimizer.step()
 
 

@@ -1,10 +1,10 @@
-"""Scores and NDCG as one writes them at first, to compare the package with."""
+"""Losses, scores and NDCG as one writes them at first, to compare the package with."""
 
 import torch
 from torch import Tensor
-from torch.nn.functional import linear
+from torch.nn.functional import binary_cross_entropy_with_logits, linear, logsigmoid, relu
 
-from recsys_models.data import RankingBatch
+from recsys_models.data import RankingBatch, TrainBatch
 from recsys_models.models import BPRMF, LRML, NeuMF
 
 USERS_AT_A_TIME = 8  # of networks that look at every pair of a user and an item
@@ -23,18 +23,45 @@ def scores(model: BPRMF | NeuMF | LRML, users: Tensor, at_a_time: int = USERS_AT
 def _neumf(model: NeuMF, users: Tensor) -> Tensor:
     items = torch.arange(model.num_items).repeat(len(users))
     users = users.repeat_interleave(model.num_items)
+    return _neumf_of_pairs(model, users, items).view(-1, model.num_items)
+
+
+def _neumf_of_pairs(model: NeuMF, users: Tensor, items: Tensor) -> Tensor:
     g = model.gmf.users(users) * model.gmf.items(items)
     z = torch.cat([model.mlp.users(users), model.mlp.items(items)], dim=1)
     for layer in model.dense:
         z = layer(z).relu()
-    logits = linear(torch.cat([g, z], dim=1), model.head.weight, model.head.bias)
-    return logits.view(-1, model.num_items)
+    return linear(torch.cat([g, z], dim=1), model.head.weight, model.head.bias).squeeze(1)
 
 
 def _lrml(model: LRML, users: Tensor) -> Tensor:
-    p, q = model.user_embedding(users).unsqueeze(1), model.item_embedding.weight
+    return -_lrml_distances(
+        model, model.user_embedding(users).unsqueeze(1), model.item_embedding.weight
+    )
+
+
+def _lrml_distances(model: LRML, p: Tensor, q: Tensor) -> Tensor:
     relation = linear(p * q, model.keys).softmax(-1) @ model.memories
-    return -(p + relation - q).square().sum(-1)
+    return (p + relation - q).square().sum(-1)
+
+
+def loss(model: BPRMF | NeuMF | LRML, batch: TrainBatch) -> Tensor:
+    """The model's training loss, by look-ups of embeddings."""
+    if isinstance(model, NeuMF):
+        items = torch.cat([batch.items.unsqueeze(1), batch.negatives], dim=1)
+        users = batch.users.unsqueeze(1).expand_as(items)
+        labels = torch.zeros(items.shape)
+        labels[:, 0] = 1
+        logits = _neumf_of_pairs(model, users.flatten(), items.flatten())
+        return binary_cross_entropy_with_logits(logits, labels.flatten())
+    p = model.user_embedding(batch.users)
+    q, other = model.item_embedding(batch.items), model.item_embedding(batch.negatives)
+    if isinstance(model, LRML):
+        nearer = _lrml_distances(model, p, q).unsqueeze(1)
+        return relu(model.margin + nearer - _lrml_distances(model, p.unsqueeze(1), other)).mean()
+    y = (p * q).sum(1) + model.item_bias(batch.items).squeeze(1)
+    rivals = (p.unsqueeze(1) * other).sum(2) + model.item_bias(batch.negatives).squeeze(2)
+    return -logsigmoid(y.unsqueeze(1) - rivals).mean()
 
 
 def ndcg(model: BPRMF | NeuMF | LRML, batches: list[RankingBatch], k: int = 10) -> float:
