@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 from recsys_models.data.batches import RankingBatch, TrainBatch
 from recsys_models.metrics import RankingMetrics
 from recsys_models.models.compiled_loss import compiled_loss
-from recsys_models.models.pair_scores import pair_scores, rows
+from recsys_models.models.rows import pair_scores, rows
 from recsys_models.optim import RowSparseOptimizer
 
 OptimizerFactory = Callable[[Iterable[Parameter]], Optimizer]

@@ -14,7 +14,7 @@ from recsys_models.data.interactions import Interactions
 from recsys_models.losses import bpr_loss
 from recsys_models.models.adjacency import Adjacency, Norm
 from recsys_models.models.base import OptimizerFactory, RecommenderModule
-from recsys_models.models.pair_scores import pair_scores
+from recsys_models.models.rows import pair_scores
 from recsys_models.models.training_pairs import check_sizes, missing_message, training_pairs
 
 

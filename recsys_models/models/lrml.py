@@ -12,7 +12,7 @@ from recsys_models.data.batches import TrainBatch
 from recsys_models.losses import hinge_loss
 from recsys_models.models.base import OptimizerFactory
 from recsys_models.models.item_bias import BiasedRecommender
-from recsys_models.models.pair_scores import rows
+from recsys_models.models.rows import rows
 
 Distance = Literal["squared_l2", "l1"]
 

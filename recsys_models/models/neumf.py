@@ -14,7 +14,7 @@ from recsys_models.data.batches import TrainBatch
 from recsys_models.losses import bce_loss
 from recsys_models.models.base import OptimizerFactory
 from recsys_models.models.item_bias import BiasedRecommender
-from recsys_models.models.pair_scores import rows
+from recsys_models.models.rows import rows
 
 _TOWER_BYTES = 8 * 2**20  # of activations at a time when ranking; CPU caches want it small
 

@@ -4,17 +4,25 @@ Each has torch operations beside its use that take its place where there is no C
 devices and for other types, and that tests compare it with.
 """
 
-from recsys_models.native.pairs import can_multiply_pairs, pair_gradients, pair_products
+from recsys_models.native.library import fits
 from recsys_models.native.ranks import ranks
 from recsys_models.native.relations import squared_distances
+from recsys_models.native.rows import (
+    can_multiply_pairs,
+    pair_gradients,
+    pair_products,
+    row_gradients,
+)
 from recsys_models.native.sparse import column_parts, sparse_product
 
 __all__ = [
     "can_multiply_pairs",
     "column_parts",
+    "fits",
     "pair_gradients",
     "pair_products",
     "ranks",
+    "row_gradients",
     "sparse_product",
     "squared_distances",
 ]

@@ -1,4 +1,4 @@
-/* Products of rows of two tables, and their gradients. See pairs.py, which calls this. */
+/* Rows of tables, products of them, and their gradients. See rows.py, which calls this. */
 
 #include <stdint.h>
 
@@ -62,5 +62,22 @@ int pair_gradients(const float *left, const float *right, int64_t dim, const int
             add_scaled(left_gradient + own, slopes[j], right + other, dim);
             add_scaled(right_gradient + other, slopes[j], left + own, dim);
         }
+    return 1;
+}
+
+/* Adds the gradients of looked-up rows to that of the table.
+ *
+ * slopes: (count, dim); gradient: of the table's shape.
+ *
+ * Returns whether it did; not where an id is out of bounds.
+ */
+int row_gradients(const int64_t *ids, int64_t count, int64_t rows, int64_t dim, const float *slopes,
+                  float *gradient) {
+    if (!within(ids, count, rows)) return 0;
+    if (dim == 1)
+        for (int64_t i = 0; i < count; i++) gradient[ids[i]] += slopes[i];
+    else
+        for (int64_t i = 0; i < count; i++)
+            add_scaled(gradient + ids[i] * dim, 1.0f, slopes + i * dim, dim);
     return 1;
 }

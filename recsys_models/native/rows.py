@@ -1,4 +1,4 @@
-"""Products of rows of two tables, and their gradients, without copies of the rows."""
+"""Products of rows of two tables without copies of the rows, and gradients of tables."""
 
 from __future__ import annotations
 
@@ -11,6 +11,30 @@ _TABLES = (POINTER, INT64, POINTER, INT64, INT64)
 _IDS = (POINTER, POINTER, INT64, INT64)
 _PRODUCTS = (*_TABLES, *_IDS, POINTER)
 _GRADIENTS = (POINTER, POINTER, INT64, *_IDS, POINTER, POINTER, POINTER)
+_ROW_GRADIENTS = (POINTER, INT64, INT64, INT64, POINTER, POINTER)
+
+
+def row_gradients(table: Tensor, ids: Tensor, slopes: Tensor) -> Tensor | None:
+    """Gradient of a table from those of its looked-up rows.
+
+    Args:
+        table: shape (n, dim).
+        ids: of the rows, shape (count,).
+        slopes: shape (count, dim).
+
+    Returns:
+        The table's shape; None where torch has to work it out.
+    """
+    slopes = slopes.contiguous()
+    if not (fits(torch.float32, table, slopes) and fits(torch.int64, ids)):
+        return None
+    if (add := function("row_gradients", _ROW_GRADIENTS)) is None:
+        return None
+    gradient = torch.zeros_like(table)
+    done = add(
+        *(ids.data_ptr(), len(ids), *table.shape, slopes.data_ptr(), gradient.data_ptr()),
+    )
+    return gradient if done else None
 
 
 def can_multiply_pairs(left: Tensor, right: Tensor, left_ids: Tensor, right_ids: Tensor) -> bool:

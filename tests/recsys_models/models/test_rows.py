@@ -1,11 +1,12 @@
-"""Products of embeddings in C beside those of torch, with first and second gradients."""
+"""Rows of tables and their products in C beside torch, with first and second gradients."""
 
 import shutil
 
 import pytest
 import torch
 
-from recsys_models.models.pair_scores import pair_scores
+from recsys_models import native
+from recsys_models.models.rows import pair_scores, rows
 from recsys_models.native import library
 
 needs_compiler = pytest.mark.skipif(shutil.which("cc") is None, reason="there is no C compiler")
@@ -121,3 +122,42 @@ def test_rows_that_lie_apart_are_taken():
         torch.autograd.grad(scores, left, slopes),
         torch.autograd.grad(expected(left, right, left_ids, right_ids), left, slopes),
     )
+
+
+@pytest.mark.parametrize("dim", [1, 3, 8, 64])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_rows_and_gradients_are_those_of_indexing(way, dim, dtype):
+    table = problem(dim, dtype=dtype)[0]
+    ids = torch.randint(7, (10, 4))
+    found = rows(table, ids)
+    assert torch.equal(found, table[ids])
+    in_c = way == "C" and dtype == torch.float32
+    flat = ids.flatten()
+    assert (native.row_gradients(table, flat, torch.ones(40, dim, dtype=dtype)) is not None) == in_c
+    slopes = torch.randn(dim, 10, 4, dtype=dtype).movedim(0, 2)  # apart in memory
+    torch.testing.assert_close(
+        torch.autograd.grad(found, table, slopes), torch.autograd.grad(table[ids], table, slopes)
+    )
+
+
+def test_second_gradients_of_rows_are_those_of_indexing(way):
+    table = problem()[0]
+    ids = torch.randint(7, (10, 4))
+
+    def second(found):
+        (first,) = torch.autograd.grad(found.pow(3).sum(), table, create_graph=True)
+        return torch.autograd.grad(first.square().sum(), table)
+
+    torch.testing.assert_close(second(rows(table, ids)), second(table[ids]))
+
+
+@pytest.mark.parametrize("wrong", [-8, 7])
+def test_a_row_out_of_bounds_raises(way, wrong):
+    with pytest.raises(IndexError):
+        rows(problem()[0], torch.tensor([0, wrong]))
+
+
+@pytest.mark.parametrize("wrong", [-1, 7])
+def test_gradients_are_never_added_out_of_bounds(wrong):
+    ids = torch.tensor([0, wrong])
+    assert native.row_gradients(torch.zeros(7, 2), ids, torch.ones(2, 2)) is None
