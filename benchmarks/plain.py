@@ -2,10 +2,17 @@
 
 import torch
 from torch import Tensor
-from torch.nn.functional import binary_cross_entropy_with_logits, linear, logsigmoid, relu
+from torch.nn.functional import (
+    binary_cross_entropy_with_logits,
+    dropout,
+    leaky_relu,
+    linear,
+    logsigmoid,
+    relu,
+)
 
 from recsys_models.data import RankingBatch, TrainBatch
-from recsys_models.models import BPRMF, LRML, NeuMF
+from recsys_models.models import BPRMF, LRML, NGCF, NeuMF
 
 USERS_AT_A_TIME = 8  # of networks that look at every pair of a user and an item
 
@@ -62,6 +69,20 @@ def loss(model: BPRMF | NeuMF | LRML, batch: TrainBatch) -> Tensor:
     y = (p * q).sum(1) + model.item_bias(batch.items).squeeze(1)
     rivals = (p.unsqueeze(1) * other).sum(2) + model.item_bias(batch.negatives).squeeze(2)
     return -logsigmoid(y.unsqueeze(1) - rivals).mean()
+
+
+def ngcf_loss(model: NGCF, coo: Tensor, batch: TrainBatch) -> Tensor:
+    """NGCF's training loss by torch's sparse product; coo is its matrix."""
+    layer = torch.cat([model.user_embedding.weight, model.item_embedding.weight])
+    layers = [layer]
+    for weights in model.layers:
+        side = torch.sparse.mm(coo, layer)
+        layer = leaky_relu(weights.w1(side + layer) + weights.w2(side * layer), 0.2)
+        layer = dropout(layer, model.message_dropout, model.training)
+        layers.append(layer)
+    users, items = torch.cat(layers, dim=1).split([model.num_users, model.num_items])
+    p, q, other = users[batch.users], items[batch.items], items[batch.negatives]
+    return -logsigmoid((p * q).sum(1, keepdim=True) - (p.unsqueeze(1) * other).sum(2)).mean()
 
 
 def ndcg(model: BPRMF | NeuMF | LRML, batches: list[RankingBatch], k: int = 10) -> float:
