@@ -52,7 +52,7 @@ def main() -> None:
     seconds = {name: [] for name in ways}
     for number in range(WARM_UP + ROUNDS):
         for name, way in ways.items():
-            with c_only_for(name):
+            with product_of(name):
                 elapsed = time_once(way, x, direction)
             if number >= WARM_UP:
                 seconds[name].append(elapsed)
@@ -60,8 +60,8 @@ def main() -> None:
 
 
 @contextmanager
-def c_only_for(name: str):
-    """Torch does the product of "csr", with our gradient."""
+def product_of(name: str):
+    """For "csr" torch does our product; C does it otherwise."""
     with patch.object(library, "_library", lambda: None) if name == "csr" else nullcontext():
         yield
 
@@ -70,7 +70,7 @@ def check_agreement(ways, x, direction) -> None:
     results = []
     for name, way in ways.items():
         leaf = x.clone().requires_grad_()
-        with c_only_for(name):
+        with product_of(name):
             product = way(leaf)
             product.backward(direction)
         results.append((product.detach(), leaf.grad))

@@ -38,7 +38,7 @@ class EASE:
         shape = (train.num_users, train.num_items)
         self._rows = sparse.csr_matrix((ones, (train.users, train.items)), shape=shape)
         self._weights = _item_weights(self._rows, penalty)
-        self._parts = native.column_parts(self._weights)
+        self._parts = native.column_parts(self._weights, native.PART_WIDTH)
 
     @classmethod
     def select(
@@ -75,4 +75,4 @@ def _item_weights(rows: sparse.csr_matrix, penalty: float) -> Tensor:
     gram.diagonal().add_(penalty)
     inverse = torch.cholesky_inverse(torch.linalg.cholesky(gram))
     weights = inverse / -inverse.diagonal()
-    return weights.fill_diagonal_(0.0).float()
+    return weights.fill_diagonal_(0.0).float().contiguous()

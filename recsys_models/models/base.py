@@ -108,8 +108,12 @@ class RecommenderModule(L.LightningModule):
         Returns:
             Shape (B, count).
         """
-        if self._row_optimizer is None:
-            return pair_scores(left, right, left_ids, ids)
+        optimizer = self._row_optimizer
+        if optimizer is None or (
+            optimizer.prefers_dense(left, left_ids.numel())
+            and optimizer.prefers_dense(right, ids.numel())
+        ):
+            return pair_scores(self.whole(left), self.whole(right), left_ids, ids)
         return (self.lookup(left, left_ids).unsqueeze(1) * self.lookup(right, ids)).sum(-1)
 
     def whole(self, table: Tensor) -> Tensor:

@@ -4,7 +4,7 @@ Each has torch operations beside its use that take its place where there is no C
 devices and for other types, and that tests compare it with.
 """
 
-from recsys_models.native.library import fits
+from recsys_models.native.library import column_parts, fits
 from recsys_models.native.ranks import ranks
 from recsys_models.native.relations import squared_distances
 from recsys_models.native.rows import (
@@ -13,9 +13,10 @@ from recsys_models.native.rows import (
     pair_products,
     row_gradients,
 )
-from recsys_models.native.sparse import column_parts, sparse_product
+from recsys_models.native.sparse import PART_WIDTH, sparse_product
 
 __all__ = [
+    "PART_WIDTH",
     "can_multiply_pairs",
     "column_parts",
     "fits",

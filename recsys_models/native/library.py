@@ -17,6 +17,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 POINTER, INT64, INT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
 
@@ -53,6 +54,20 @@ def fits(dtype: torch.dtype, *tensors: Tensor) -> bool:
 def needs_gradient(tensors: Iterable[Tensor]) -> bool:
     """Whether what is worked out from these is to be differentiated, which no function can."""
     return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
+
+
+def column_parts(dense: Tensor, width: int) -> Tensor:
+    """Some columns at a time, so that they lie close together.
+
+    Args:
+        dense: shape (m, columns).
+        width: columns of a part.
+
+    Returns:
+        The parts, zeros after the last column, shape (parts, m, width).
+    """
+    padded = pad(dense, (0, -dense.shape[1] % width))
+    return padded.reshape(len(dense), -1, width).transpose(0, 1).contiguous()
 
 
 @cache

@@ -3,6 +3,8 @@
 #include <math.h>
 #include <stdint.h>
 
+#include "ids.h"
+
 enum { PART = 512 }; /* items that are counted before it is asked whether that is enough */
 
 static int64_t number_above(const float *scores, int64_t count, float own) {
@@ -35,14 +37,6 @@ static int64_t rank_within(const float *scores, int64_t from, int64_t to, float 
     return rank;
 }
 
-static int within(int64_t rows, int64_t columns, const int64_t *row, const int64_t *column,
-                  int64_t count) {
-    int64_t outside = 0;
-    for (int64_t i = 0; i < count; i++)
-        outside += row[i] < 0 || row[i] >= rows || column[i] < 0 || column[i] >= columns;
-    return outside == 0;
-}
-
 static void leave_out(float *scores, int64_t columns, const int64_t *row, const int64_t *column,
                       int64_t count) {
     for (int64_t i = 0; i < count; i++) scores[row[i] * columns + column[i]] = -INFINITY;
@@ -63,8 +57,9 @@ int ranks(float *scores, int64_t rows, int64_t columns, const int64_t *seen_rows
           const int64_t *seen_items, int64_t num_seen, const int64_t *relevant_rows,
           const int64_t *relevant_items, int64_t num_relevant, int one_by_one, int64_t limit,
           float *own, int64_t *ranks) {
-    if (!within(rows, columns, seen_rows, seen_items, num_seen) ||
-        !within(rows, columns, relevant_rows, relevant_items, num_relevant))
+    if (!within(seen_rows, num_seen, rows) || !within(seen_items, num_seen, columns) ||
+        !within(relevant_rows, num_relevant, rows) ||
+        !within(relevant_items, num_relevant, columns))
         return 0;
     for (int64_t i = 0; i < num_relevant; i++)
         own[i] = scores[relevant_rows[i] * columns + relevant_items[i]];

@@ -9,9 +9,15 @@ from concurrent.futures import ThreadPoolExecutor
 
 import torch
 from torch import Tensor
-from torch.nn.functional import pad
 
-from recsys_models.native.library import INT64, POINTER, fits, function, needs_gradient
+from recsys_models.native.library import (
+    INT64,
+    POINTER,
+    column_parts,
+    fits,
+    function,
+    needs_gradient,
+)
 
 _ITEMS = 16  # as ITEMS in relations.c
 _ARGUMENTS = (
@@ -39,7 +45,7 @@ def squared_distances(p: Tensor, q: Tensor, keys: Tensor, memories: Tensor) -> T
         return None
     distances = torch.addmm(p.square().sum(1, keepdim=True) + q.square().sum(1), p, q.T, alpha=-2)
     gram, user_memories = memories @ memories.T, 2 * (p @ memories.T)
-    items, item_memories = _parts(q), _parts(2 * (q @ memories.T))
+    items, item_memories = (column_parts(rows, _ITEMS) for rows in (q.T, 2 * (memories @ q.T)))
 
     def some(first: int, count: int) -> int:
         return add_relations(
@@ -55,9 +61,3 @@ def squared_distances(p: Tensor, q: Tensor, keys: Tensor, memories: Tensor) -> T
     with ThreadPoolExecutor(threads) as pool:
         done = pool.map(lambda users: some(int(users[0]), len(users)), filter(len, firsts))
         return distances if all(done) else None
-
-
-def _parts(rows: Tensor) -> Tensor:
-    """Rows of items, shape (I, n), some items together: (parts, n, _ITEMS), zeros at the end."""
-    padded = pad(rows, (0, 0, 0, -len(rows) % _ITEMS))
-    return padded.view(-1, _ITEMS, rows.shape[1]).transpose(1, 2).contiguous()

@@ -7,26 +7,12 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.nn.functional import pad
 
-from recsys_models.native.library import INT64, POINTER, fits, function
+from recsys_models.native.library import INT64, POINTER, column_parts, fits, function
 
-_WIDTH = 32  # as WIDTH in sparse.c
+PART_WIDTH = 32  # as WIDTH in sparse.c
 _MOST_THREADS = 4  # torch's product takes three to four times as long on one core
 _ARGUMENTS = (POINTER, POINTER, POINTER, INT64, POINTER, INT64, INT64, POINTER)
-
-
-def column_parts(dense: Tensor) -> Tensor:
-    """A dense matrix as ``sparse_product`` reads it, for one that is multiplied often.
-
-    Args:
-        dense: shape (m, columns).
-
-    Returns:
-        Its columns, some at a time with zeros after the last, shape (parts, m, _WIDTH).
-    """
-    padded = pad(dense, (0, -dense.shape[1] % _WIDTH))
-    return padded.view(len(dense), -1, _WIDTH).transpose(0, 1).contiguous()
 
 
 def sparse_product(
@@ -41,7 +27,7 @@ def sparse_product(
         ids: column of each entry, below m, shape (entries,), int32.
         values: value of each entry, shape (entries,).
         dense: shape (m, columns).
-        parts: ``column_parts(dense)``, if they are there already.
+        parts: ``column_parts(dense, PART_WIDTH)``, if they are there already.
 
     Returns:
         The product, shape (rows, columns); None where torch has to work it out, or may do so with
@@ -50,7 +36,7 @@ def sparse_product(
     multiply = function("sparse_product", _ARGUMENTS)
     if multiply is None or torch.get_num_threads() > _MOST_THREADS:
         return None
-    parts = column_parts(dense) if parts is None else parts
+    parts = column_parts(dense, PART_WIDTH) if parts is None else parts
     if not (fits(torch.int32, offsets, ids) and fits(torch.float32, values, parts)):
         return None
     rows = len(offsets) - 1
