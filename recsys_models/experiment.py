@@ -24,7 +24,8 @@ class Experiment:
     """
 
     def __init__(self, cfg: DictConfig) -> None:
-        self.cfg = cfg
+        self.cfg = cfg.copy()
+        self.cfg.output_dir = str(cfg.output_dir)  # read now: other processes have no Hydra to ask
         self._data: L.LightningDataModule | None = None
 
     @property

@@ -1,4 +1,5 @@
 import json
+import sys
 from dataclasses import replace
 
 import lightning as L
@@ -273,10 +274,13 @@ def test_points_of_another_configuration_are_trained_again(compose_train, fits):
     assert len(fits) == 4 + 2 + 4
 
 
-def test_processes_side_by_side_give_the_same(compose_train, tmp_path, rating_files):
+def test_processes_side_by_side_give_the_same(compose_train, tmp_path, rating_files, monkeypatch):
     data = ("data=filmtrust", f"data.path={rating_files['filmtrust']}")  # fixtures stay here
     grid = (*SHORT, *data, "tuner=grid", "search.grid=[2,1]")
-    train.run(compose_train(*grid, "tuner.sweep.n_jobs=2", f"output_dir={tmp_path / 'two'}"))
+    command = ["recsys-train", *grid, "tuner.sweep.n_jobs=2", f"hydra.run.dir={tmp_path / 'two'}"]
+    monkeypatch.setattr(sys, "argv", command)
+    monkeypatch.chdir(tmp_path)
+    train.main()
     train.run(compose_train(*grid))
     assert len(list((tmp_path / "two" / "points").glob("*/point.json"))) == 2
     two = json.loads((tmp_path / "two" / "result.json").read_text())
