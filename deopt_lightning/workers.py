@@ -15,6 +15,7 @@ import struct
 import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from itertools import chain
 from multiprocessing import connection, get_context
@@ -148,11 +149,15 @@ def _work(
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the main process ends its workers
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     torch.set_num_threads(1)  # threads that the main process started do not exist here
+    sent = None
     try:
-        for index in numbers:
-            buffer = io.BytesIO()
-            _Pickler(buffer, known).dump((index, task(index)))
-            results.send_bytes(buffer.getbuffer())
+        with ThreadPoolExecutor(1) as sender:  # the main process reads between tasks of its own
+            for index in numbers:
+                buffer = io.BytesIO()
+                _Pickler(buffer, known).dump((index, task(index)))
+                if sent is not None:
+                    sent.result()  # so that no more than one result lies here
+                sent = sender.submit(results.send_bytes, buffer.getbuffer())
     except Exception:
         return
 

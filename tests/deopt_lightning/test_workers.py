@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from pathlib import Path
 from typing import Any
 
@@ -125,6 +126,24 @@ def test_results_larger_than_a_pipe_come_back_while_this_process_works() -> None
     results = dict(run_shared_out(lambda index: torch.full((100_000,), index), 7, 2))
     assert all(bool((tensor == index).all()) for index, tensor in results.items())
     assert sorted(results) == list(range(7))
+
+
+def test_a_worker_goes_on_before_its_result_is_read(tmp_path: Path) -> None:
+    first, second = tmp_path / "first", tmp_path / "second"  # tasks that the worker has begun
+
+    def task(index: int) -> tuple[bool, torch.Tensor]:
+        if os.getpid() != MAIN:
+            (second if first.exists() else first).touch()
+        else:  # reads nothing for ten seconds, if it has to
+            for _ in range(1_000):
+                if second.exists():
+                    break
+                time.sleep(0.01)
+        return os.getpid() != MAIN or second.exists(), torch.full((100_000,), index)
+
+    results = dict(run_shared_out(task, 6, 2))
+    assert sorted(results) == list(range(6))
+    assert all(went_on for went_on, _ in results.values())
 
 
 def test_this_process_has_its_threads_between_tasks() -> None:
