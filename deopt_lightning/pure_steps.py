@@ -21,6 +21,8 @@ from deopt_lightning.snapshot import Snapshot
 from deopt_lightning.trainer_seam import step_hooks
 from deopt_lightning.update_rules import Rule, rule_of
 
+_PLAIN = (bool, int, float, str, type(None))
+
 
 @dataclass(frozen=True)
 class Trained:
@@ -113,12 +115,29 @@ def why_no_function(trainer: pl.Trainer) -> str | None:
 def shape_of(batch: Any) -> Any:
     """What two batches must have in common for one compiled graph to serve both."""
     if isinstance(batch, torch.Tensor):
-        return batch.shape, batch.stride(), batch.dtype, batch.device
+        layout = batch.shape, batch.stride(), batch.dtype, batch.device
+        return type(batch), layout, batch.requires_grad
     if isinstance(batch, tuple | list):
         return type(batch), [shape_of(part) for part in batch]
     if isinstance(batch, dict):
-        return type(batch), {key: shape_of(part) for key, part in batch.items()}
-    return batch if isinstance(batch, bool | int | float | str) else type(batch)
+        return type(batch), [(key, shape_of(part)) for key, part in batch.items()]
+    return batch if isinstance(batch, _PLAIN) else type(batch)
+
+
+def tensors_of(batch: Any) -> list[Tensor] | None:
+    """A batch's tensors in an order that `shape_of` fixes; None if it may have others, unseen."""
+    if isinstance(batch, torch.Tensor):
+        return [batch]
+    if isinstance(batch, dict):
+        batch = list(batch.values())
+    if not isinstance(batch, tuple | list):
+        return [] if isinstance(batch, _PLAIN) else None
+    found: list[Tensor] = []
+    for part in map(tensors_of, batch):
+        if part is None:
+            return None
+        found += part
+    return found
 
 
 @contextmanager

@@ -114,4 +114,10 @@ class Probe:
 
 
 def _all_finite(module: torch.nn.Module) -> bool:
-    return all(bool(torch.isfinite(p.detach()).all()) for p in module.parameters())
+    return all(map(_finite, module.parameters()))
+
+
+def _finite(parameter: torch.Tensor) -> bool:
+    # A sum takes a twentieth of the time on a CPU; it can only be finite if all that is in it is.
+    weights = parameter.detach()
+    return bool(torch.isfinite(weights.sum())) or bool(torch.isfinite(weights).all())

@@ -15,7 +15,7 @@ import lightning as L
 import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
-from torch import Tensor
+from torch import Tensor, nn
 from torch._dynamo.utils import counters
 from torch.utils.data import DataLoader
 
@@ -105,6 +105,72 @@ def test_a_step_writes_into_the_optimizers_own_state() -> None:
         assert all(map(lambda a, b: a is b, tensors, same))
         assert not any(map(torch.equal, tensors, copied))
     assert {float(state["step"]) for state in optimizer.state.values()} == {3.0}
+
+
+class Restores(Pure):
+    """Takes a batch apart that is a dict; input and target may be one tensor."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = nn.Linear(6, 6)
+        self.register_buffer("shift", torch.full((6,), 0.5))
+
+    def training_loss(self, batch: Any) -> Tensor:
+        return nn.functional.mse_loss(self.net(batch["given"] + self.shift), batch["wanted"])
+
+
+def steps_of(batches: list[Any], compiled: bool) -> tuple[list[Tensor], Any]:
+    """The weights after a step on each batch."""
+    torch.manual_seed(0)
+    module = Restores()
+    optimizer = torch.optim.Adam(module.parameters(), lr=0.1)
+    step = CompiledStep(module, optimizer, batches[0]) if compiled else None
+    for number, batch in enumerate(batches):
+        if number == 0 or step is None:  # the first one makes the optimizer's state
+            optimizer.zero_grad()
+            module.training_loss(batch).backward()
+            optimizer.step()
+        else:
+            assert step(batch) is not None
+    return list(module.parameters()), step
+
+
+@needs_compiler
+@pytest.mark.parametrize("pattern", ["ababab", "aaabab", "abaaba"])
+def test_every_step_takes_its_own_batch(pattern: str) -> None:
+    """Where one tensor is given twice, which a graph may rely on, and where two are."""
+    tensors = torch.randn(12, 8, 6).unbind()
+    batches = []
+    for pair, kind in zip(zip(tensors[::2], tensors[1::2], strict=True), pattern, strict=True):
+        given, wanted = pair if kind == "b" else (pair[0], pair[0])
+        batches.append({"given": given, "wanted": wanted})
+    weights, _ = steps_of(batches, compiled=True)
+    expected, _ = steps_of(batches, compiled=False)
+    torch.testing.assert_close(weights, expected, rtol=1e-4, atol=1e-6)
+
+
+@needs_compiler
+def test_what_a_graph_is_for_is_checked_when_it_begins() -> None:
+    batch = dict(zip(("given", "wanted"), torch.randn(2, 8, 6), strict=True))
+    _, step = steps_of([batch] * 3, compiled=True)
+    checked = step._step
+
+    def checks(*inputs: Any) -> Any:
+        calls.append(len(inputs))
+        return checked(*inputs)
+
+    calls: list[int] = []
+    step._step = checks
+    assert step(batch) is not None
+    assert len(calls) == 0
+    step.begin()
+    assert step(batch) is not None
+    assert step(batch) is not None
+    assert len(calls) == 1
+    reordered = {key: batch[key] for key in ("wanted", "given")}
+    assert step(reordered) is None
+    step(batch)
+    assert len(calls) == 2
 
 
 @needs_compiler
@@ -201,13 +267,21 @@ class Anneals(Pure):
         return self.factor * super().training_loss(batch)
 
 
+class AnnealsEachStep(Anneals):
+    """Its loss depends on a number that changes within an epoch."""
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        self.factor = 1.0 + (batch_idx > 2)
+
+
 @needs_compiler
 @pytest.mark.usefixtures("pays")
-def test_a_graph_that_no_longer_holds_is_not_used(tmp_path: Path) -> None:
+@pytest.mark.parametrize("model", [Anneals, AnnealsEachStep])
+def test_a_graph_that_no_longer_holds_is_not_used(model: Any, tmp_path: Path) -> None:
     graphs = counters["stats"]["unique_graphs"]
-    compiled = search(tmp_path / "1", Anneals, max_epochs=3)
+    compiled = search(tmp_path / "1", model, max_epochs=3, probe_steps=8)
     assert counters["stats"]["unique_graphs"] == graphs + 1
-    eager = search(tmp_path / "2", Anneals, max_epochs=3, compile_steps=False)
+    eager = search(tmp_path / "2", model, max_epochs=3, probe_steps=8, compile_steps=False)
     assert_equal_but_for_rounding(compiled, eager)
 
 
