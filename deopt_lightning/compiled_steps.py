@@ -108,13 +108,10 @@ class CompiledStep:
             if self._again is not None and _all_distinct(inputs):
                 loss = self._again(inputs)
             else:
-                try:
-                    with torch.compiler.set_stance(self._stance):
-                        loss = self._step(self._weights, tensors, numbers, batch)
-                except RuntimeError:
-                    if self._stance == "default":
-                        raise
+                checked = self._checked(tensors, numbers, batch)
+                if checked is None:
                     return None
+                loss = checked
                 if self._alone:
                     self._again = self._unchecked(inputs, loss)
         for state in states:
@@ -122,6 +119,16 @@ class CompiledStep:
                 state["step"] += 1
         self._taken = [taken + 1 for taken in self._taken]
         return loss
+
+    def _checked(self, states: list[list[Tensor]], numbers: Tensor, batch: Any) -> Tensor | None:
+        """Takes a step if the graph still holds."""
+        try:
+            with torch.compiler.set_stance(self._stance):
+                return self._step(self._weights, states, numbers, batch)
+        except RuntimeError:
+            if self._stance == "default":
+                raise
+            return None
 
     def _compile(self, module: torch.fx.GraphModule, inputs: list[Tensor]) -> Graph:
         """What torch's own compiler makes of a graph; how it is called is noted."""
