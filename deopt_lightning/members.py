@@ -279,7 +279,7 @@ class MemberSearch:
         best.warn(trainer.current_epoch)
         self.search.begin_anew(best.vector)
         snapshot = with_learned(end, best.state.snapshot)
-        self._members = [HeldState(snapshot)] * len(self._members)
+        self._members = [HeldState(snapshot)] * self.search.population_size
         self._leader = 0
         snapshot.restore_weights()
         with self._maker.validating(trainer) as probe:

@@ -25,6 +25,7 @@ from deopt_lightning.differential_evolution import (
     check_settings,
 )
 from deopt_lightning.equations import FloatArray
+from deopt_lightning.own_run import OwnRun
 from deopt_lightning.population import latin_hypercube, with_first
 from deopt_lightning.scale_factor import F_LOW, F_RANGE
 from deopt_lightning.search_space import Repair, SearchSpace
@@ -57,7 +58,9 @@ class SteadyStateDE:
 
     The own vector's member is not replaced in the first ``OWN_STAYS`` generations. A model may take
     some epochs to be better than popularity, say, to which a low lr comes sooner and no further.
-    While it is one of the worst, no trial is made of it.
+    While it is one of the worst, no trial is made of it. When it is to be replaced after that, it
+    goes on beside the population, see ``OwnRun``: as its last member, one more than
+    ``population_size``, of which no trial is made unless it is the best.
 
     No lr of a trial is below the best member's by more than ``FALL`` decades. The metric gains at
     once where an lr falls and loses only later what a higher one would still have found, so
@@ -76,8 +79,9 @@ class SteadyStateDE:
         ValueError: An argument is out of range, or ``own`` does not fit the space.
 
     Attributes:
-        vectors: Coordinates of the members, shape (population_size, dimensions).
-        first: Of the first members, of the same shape.
+        vectors: Coordinates of the members, shape (population_size, dimensions), with one more row
+            while the own vector's member goes on beside the population.
+        first: Of the first members, shape (population_size, dimensions).
         archive: Replaced vectors, at most ``ARCHIVE`` times as many as members.
         generation: The number of completed generations.
     """
@@ -104,7 +108,7 @@ class SteadyStateDE:
                 for name, scale in zip(space.names, space.scale, strict=True)
             ]
         )
-        self._has_own = own is not None
+        self._own = OwnRun(None if own is None else 0)
         self.first = self.vectors = self._first_members(own)
         self.archive = np.empty((0, space.dimensions))
         self.generation = 0
@@ -129,42 +133,61 @@ class SteadyStateDE:
         """Ends a generation: replaces the worst members.
 
         Args:
-            perf: Of each member, shape (population_size,); NaN and infinite count as the worst.
+            perf: Of each member, shape (len(vectors),); NaN and infinite count as the worst.
             keep: A member that is not to be replaced, beside the best.
 
         Returns:
-            For each member the one whose state it goes on from, shape (population_size,): itself,
-            or the best where a trial took its place.
+            For each member that there is now the one whose state it goes on from: itself, the best
+            where a trial took its place, or the first where that goes on as one more.
         """
         told = np.array(perf, dtype=np.float64)
-        if told.shape != (self.population_size,):
+        if told.shape != (len(self.vectors),):
             raise ValueError(
-                f"perf must hold one number for each of the {self.population_size} members; "
+                f"perf must hold one number for each of the {len(self.vectors)} members; "
                 f"got the shape {told.shape}."
             )
         told[~np.isfinite(told)] = -np.inf
         self.generation += 1
-        parents = np.arange(self.population_size)
+        parents = np.arange(len(told))
         best = int(np.argmax(told))
         if told[best] == -np.inf:
             return parents
-        replaced = told == -np.inf
-        own_stays = self._has_own and self.generation <= OWN_STAYS and not replaced[0]
-        count = round(REPLACED * len(told))
-        worst = np.argsort(told, kind="stable")
-        aside = [0] if own_stays and 0 in worst[:count] else []
-        replaced[[i for i in worst if i not in aside][:count]] = True
-        replaced[[best] if keep is None else [best, keep]] = False
+        size, own = self.population_size, self._own
+        own.hear(told, self.generation, beside=own.place == size)
+        replaced, others = self._choose(told, best, keep)
         self.archive = self._kept(np.concatenate([self.archive, self.vectors[replaced]]))
-        others = np.delete(self.vectors, [best, *aside], axis=0)
         trials = [
             self._trial(self.vectors[[best]], others, layerwise=number % 2 == 0)
             for number in range(int(replaced.sum()))
         ]
-        self.vectors = self.vectors.copy()
-        self.vectors[replaced] = trials if trials else self.vectors[replaced]
+        vectors = self.vectors.copy()
+        vectors[replaced] = trials if trials else vectors[replaced]
         parents[replaced] = best
-        return parents
+        if own.place == 0 and replaced[0]:
+            own.place = size
+            vectors, parents = np.vstack([vectors, self.vectors[:1]]), np.append(parents, 0)
+        members = size + 1 if own.place == size else size
+        self.vectors = vectors[:members]
+        return parents[:members]
+
+    def _choose(
+        self, told: FloatArray, best: int, keep: int | None
+    ) -> tuple[NDArray[np.bool_], FloatArray]:
+        """Which members are replaced, shape (members,), and what trials are made of.
+
+        Returns:
+            The mask, and the vectors beside the best one's, shape (count, dimensions).
+        """
+        size = self.population_size
+        worst = np.argsort(told[:size], kind="stable")
+        count = round(REPLACED * size)
+        own_stays = self._own.place == 0 and self.generation <= OWN_STAYS
+        aside = [0] if own_stays and 0 in worst[:count] else []
+        replaced = told == -np.inf
+        replaced[[i for i in worst if i not in aside][:count]] = True
+        replaced[[best] if keep is None else [best, keep]] = False
+        replaced[size:] = False
+        return replaced, self.vectors[[i for i in range(size) if i not in (best, *aside)]]
 
     def begin_anew(self, own: FloatArray) -> None:
         """Ends a generation with new first members around a vector, and an empty archive.
@@ -174,6 +197,7 @@ class SteadyStateDE:
         """
         self.first = self.vectors = self._first_members(own)
         self.archive = self.archive[:0]
+        self._own = OwnRun(None)
         self.generation += 1
 
     def _kept(self, archive: FloatArray) -> FloatArray:
@@ -221,6 +245,7 @@ class SteadyStateDE:
             "vectors": self.vectors.tolist(),
             "first": self.first.tolist(),
             "archive": self.archive.tolist(),
+            "own": self._own.state_dict(),
             "random_state": self._rng.bit_generator.state,
         }
 
@@ -231,6 +256,10 @@ class SteadyStateDE:
         self.vectors = np.array(state["vectors"])
         self.first = np.array(state["first"])
         self.archive = np.array(state["archive"]).reshape(-1, self.space.dimensions)
+        if "own" in state:
+            self._own.load_state_dict(state["own"])
+        elif self.generation > OWN_STAYS:  # of an older version, which may have replaced it
+            self._own = OwnRun(None)
         self._rng.bit_generator.state = state["random_state"]
 
     def _settings(self) -> dict[str, Any]:

@@ -17,6 +17,7 @@ FLOORS = [
         "population",
         "scale_factor",
         "differential_evolution",
+        "own_run",
         "steady_state",
         "running_best",
     ],

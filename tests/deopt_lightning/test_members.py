@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 import torch
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from torch import nn
 from torch.utils.data import DataLoader, Sampler
 
@@ -242,6 +242,81 @@ def test_an_error_in_a_member_leaves_the_run_as_it_was(tmp_path: Path) -> None:
     plain, _ = fit(tmp_path / "plain", max_epochs=1)
     assert same_state(plain.state_dict(), built[0].state_dict())
     assert callback.history == []
+
+
+class Losses(Callback):
+    """What each epoch's validation logged."""
+
+    def __init__(self) -> None:
+        self.seen: list[float] = []
+
+    def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
+        if not trainer.sanity_checking:
+            self.seen.append(float(trainer.callback_metrics["val_loss"]))
+
+
+def beside(callback: DEOptCallback) -> list[dict[str, Any]]:
+    """Generations of which the own setting's member was one more than the population."""
+    size = callback.population_size
+    return [record for record in callback.history if len(record["perf"]) > size]
+
+
+OUT_OF_PLACE = {"population_size": 5, "seed": 3}  # here the own setting is soon replaced
+
+
+def test_the_own_setting_trains_beside_the_population_as_without_the_search(
+    tmp_path: Path,
+) -> None:
+    losses = Losses()
+    fit(tmp_path / "plain", [losses], model=Plain, max_epochs=8)
+    callback = make_callback(**OUT_OF_PLACE)
+    fit(tmp_path / "search", [callback], model=Plain, max_epochs=8)
+    own = callback.history[0]["members"][0]
+    places = [record["members"].index(own) for record in callback.history]
+    assert set(places) == {0, 5}
+    found = [record["perf"][place] for record, place in zip(callback.history, places, strict=True)]
+    assert [-perf for perf in found] == losses.seen
+    assert callback.probe_steps_taken == 12 * sum(len(r["perf"]) - 1 for r in callback.history)
+
+
+class OnlyOwnLearns(Plain):
+    """From the fourth epoch on, validates well where nothing but the own lr has been used."""
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        lrs = {group["lr"] for group in self.trainer.optimizers[0].param_groups}
+        self.others += not np.allclose(list(lrs), 0.01, rtol=1e-9)
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self.register_buffer("others", torch.zeros(()))
+
+    def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
+        late = self.trainer.current_epoch >= 4
+        self.log("val_loss", self.others if late else -self.others)
+
+
+def test_an_own_setting_that_comes_to_lead_is_the_trainers_model(tmp_path: Path) -> None:
+    callback = make_callback(**OUT_OF_PLACE)
+    model, _ = fit(tmp_path, [callback], model=OnlyOwnLearns, max_epochs=6)
+    leaders = [record["leader"] for record in callback.history]
+    assert [len(record["perf"]) for record in callback.history] == [5, 5, 5, 6, 6, 6]
+    assert leaders[3] < 5
+    assert leaders[4] == leaders[5] == 5
+    assert model.others == 0
+    assert callback.history[4]["parents"].count(5) == 3  # two trials, and itself
+
+
+def test_a_resumed_run_has_the_own_setting_beside_it(tmp_path: Path) -> None:
+    checkpoint = ModelCheckpoint(tmp_path / "all", every_n_epochs=1, save_top_k=-1)
+    unbroken = make_callback(**OUT_OF_PLACE)
+    model, _ = fit(tmp_path / "unbroken", [unbroken, checkpoint], model=Plain, max_epochs=8)
+    assert len(beside(unbroken)) > 3
+    (path,) = (tmp_path / "all").glob("epoch=5-*.ckpt")
+    resumed = make_callback(**OUT_OF_PLACE)
+    again, _ = fit(tmp_path / "resumed", [resumed], model=Plain, max_epochs=8, ckpt_path=path)
+    kept = [[{**r, "seconds": 0} for r in run.history] for run in (unbroken, resumed)]
+    assert kept[0] == kept[1]
+    assert same_state(again.state_dict(), model.state_dict())
 
 
 def test_history_is_plain_data(tmp_path: Path) -> None:

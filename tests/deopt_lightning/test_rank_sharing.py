@@ -193,9 +193,9 @@ def test_ranks_agree(name: str, results: dict[str, Any]) -> None:
 
 
 def test_members_are_shared_out_in_memory(results: dict[str, Any]) -> None:
-    """The leader and two trials of five have one state, the other members two."""
-    assert [found["bytes"] for found in results["members together"]] == [3 * SIZE, 3 * SIZE]
-    assert sum(found["bytes"] for found in results["members"]) < 2 * 3 * SIZE
+    """The leader and two trials have one state, two others of five and the own setting three."""
+    assert [found["bytes"] for found in results["members together"]] == [4 * SIZE, 4 * SIZE]
+    assert sum(found["bytes"] for found in results["members"]) < 2 * 4 * SIZE
 
 
 @pytest.mark.parametrize("name", REFUSED)

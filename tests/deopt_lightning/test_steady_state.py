@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from deopt_lightning.own_run import PATIENCE
 from deopt_lightning.search_space import Bounds, SearchSpace
 from deopt_lightning.steady_state import FALL, OWN_STAYS, SteadyStateDE
 
@@ -149,10 +150,93 @@ def test_the_own_vector_stays_for_some_generations_unless_it_diverges() -> None:
         parents = search.tell([0.0, 1.0, 2.0, 3.0, 4.0])
         assert parents.tolist() == [0, 4, 4, 3, 4]
         assert np.array_equal(search.vectors[0], OWN)
-    assert search.tell([0.0, 1.0, 2.0, 3.0, 4.0]).tolist() == [4, 4, 2, 3, 4]
+    assert search.tell([0.0, 1.0, 2.0, 3.0, 4.0])[:5].tolist() == [4, 4, 2, 3, 4]
     assert not np.array_equal(search.vectors[0], OWN)
     diverged = around_own()
     assert diverged.tell([float("nan"), 1.0, 2.0, 3.0, 4.0]).tolist() == [4, 4, 2, 3, 4]
+
+
+def with_own_beside() -> SteadyStateDE:
+    """A search whose own vector's member has just been replaced, and goes on beside it."""
+    search = around_own()
+    for _ in range(OWN_STAYS):
+        search.tell([0.0, 1.0, 2.0, 3.0, 4.0])
+    assert search.tell([0.0, 1.0, 2.0, 3.0, 4.0]).tolist() == [4, 4, 2, 3, 4, 0]
+    assert np.array_equal(search.vectors[5], OWN)
+    return search
+
+
+def test_an_own_vector_that_is_replaced_goes_on_beside_the_population() -> None:
+    search = with_own_beside()
+    for perf in np.arange(3 * PATIENCE):  # it gets better, although it is the worst
+        assert search.tell([99.0, 99.1, 99.2, 99.3, 99.4, perf]).tolist() == [4, 4, 2, 3, 4, 5]
+    assert np.array_equal(search.vectors[5], OWN)
+    assert len(search.vectors) == 6
+
+
+def test_no_trial_is_made_of_an_own_vector_beside_the_population() -> None:
+    """All members agree, so that a trial that differs would be made of the own vector."""
+    search = with_own_beside()
+    search.first, search.archive = np.array([OWN + 1] * 5), np.array([OWN + 1] * 20)
+    search.vectors[:5] = OWN + 1
+    search.tell([0.0, 1.0, 2.0, 3.0, 4.0, 0.5])
+    assert np.array_equal(search.vectors[:5], np.array([OWN + 1] * 5))
+
+
+def test_an_own_vector_that_comes_to_lead_has_trials_around_it() -> None:
+    search = with_own_beside()
+    search.first, search.archive = np.array([OWN] * 5), np.array([OWN] * 20)
+    search.vectors[:5] = OWN
+    assert search.tell([0.0, 1.0, 2.0, 3.0, 4.0, 5.0]).tolist() == [5, 5, 2, 3, 4, 5]
+    assert np.array_equal(search.vectors, np.array([OWN] * 6))
+
+
+def test_an_own_vector_ends_where_early_stopping_would_have_ended_it() -> None:
+    search = with_own_beside()
+    perfs = [3.0, 3.5, 3.5, 3.2] + [3.0] * (PATIENCE - 3)
+    for perf in perfs:
+        assert len(search.tell([9.0, 9.1, 9.2, 9.3, 9.4, perf])) == 6
+    assert search.tell([9.0, 9.1, 9.2, 9.3, 9.4, 3.4]).tolist() == [4, 4, 2, 3, 4]
+    assert len(search.vectors) == 5
+    assert search.tell([9.0, 9.1, 9.2, 9.3, 9.4]).tolist() == [4, 4, 2, 3, 4]
+
+
+def test_an_own_vector_that_leads_does_not_end() -> None:
+    search = with_own_beside()
+    for _ in range(2 * PATIENCE):
+        assert search.tell([0.0, 1.0, 2.0, 3.0, 4.0, 5.0])[5] == 5
+
+
+def test_an_own_vector_beside_the_population_ends_if_it_diverges_or_all_collapse() -> None:
+    assert with_own_beside().tell([0, 1, 2, 3, 4, float("nan")]).tolist() == [4, 4, 2, 3, 4]
+    collapsed = with_own_beside()
+    collapsed.begin_anew(OWN + 0.5)
+    assert len(collapsed.vectors) == 5
+    for _ in range(OWN_STAYS + 1):
+        assert len(collapsed.tell([0.0, 1.0, 2.0, 3.0, 4.0])) == 5
+
+
+def test_an_own_vector_beside_the_population_is_part_of_the_state() -> None:
+    first, second = with_own_beside(), around_own(seed=1)
+    first.tell([0.0, 1.0, 2.0, 3.0, 4.0, 2.5])
+    second.load_state_dict(json.loads(json.dumps(first.state_dict())))
+    for _ in range(PATIENCE + 1):
+        perf = [0.0, 1.0, 2.0, 3.0, 4.0, 2.0][: len(first.vectors)]
+        assert first.tell(perf).tolist() == second.tell(perf).tolist()
+    assert len(second.vectors) == 5
+    assert second.state_dict() == first.state_dict()
+
+
+def test_a_state_of_an_older_version_has_no_own_vector_beside_it() -> None:
+    first = around_own()
+    for _ in range(OWN_STAYS + 1):
+        first.tell([0.0, 1.0, 2.0, 3.0, 4.0][: len(first.vectors)])
+    old = first.state_dict()
+    del old["own"]
+    old["vectors"] = old["vectors"][:5]
+    second = around_own()
+    second.load_state_dict(old)
+    assert second.tell([0.0, 1.0, 2.0, 3.0, 4.0]).tolist() == [4, 4, 2, 3, 4]
 
 
 def test_no_trial_is_made_of_an_own_vector_that_is_among_the_worst() -> None:
