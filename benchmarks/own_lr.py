@@ -2,7 +2,7 @@
 
 Run from the root of the checkout, with scikit-learn installed::
 
-    OMP_NUM_THREADS=1 python benchmarks/own_lr.py [number of processes]
+    OMP_NUM_THREADS=1 python benchmarks/own_lr.py [number of processes] [resnet or transformer]
 
 The classifier of examples/classifier: 500 images of handwritten digits to train on, a small
 convolutional network. SGD with momentum 0.9 and weight decay 1e-4, and AdamW with 1e-2; a constant
@@ -11,6 +11,10 @@ seven own lrs half a decade apart; three seeds of split, weights and batches. Th
 defaults. The log-likelihood of 400 validation images chooses the checkpoint that is tested on the
 other 897. Also counted: how often the weights at the end of the last epoch are ruined, which is to
 say worse than guessing on validation. Writes benchmarks/results/own_lr.json.
+
+With a network of many layers instead (networks.py; every module with weights is a layer of its
+own), AdamW with a constant lr, three own lrs a decade apart and at most 60 epochs. Writes
+benchmarks/results/own_lr_<network>.json.
 """
 
 import json
@@ -30,6 +34,7 @@ from pathlib import Path
 import lightning as L
 import torch
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
+from networks import NETWORKS
 from torch.optim.lr_scheduler import CosineAnnealingLR, OneCycleLR
 
 from deopt_lightning import DEOptCallback
@@ -40,22 +45,25 @@ sys.path.insert(0, str(ROOT / "examples" / "classifier"))
 from digits import ConvNet, Digits  # noqa: E402
 
 MONITOR = "val/log_likelihood"
-EPOCHS, MOST_EPOCHS, PATIENCE = 30, 100, 10
+EPOCHS, MOST_EPOCHS, MOST_EPOCHS_OF_MANY_LAYERS, PATIENCE = 30, 100, 60, 10
 SEEDS = (0, 1, 2)
 CALLBACK = (False, True)
 OWN_LRS = {
     "sgd": (1.7e-3, 5e-3, 1.7e-2, 5e-2, 0.15, 0.5, 1.5),
     "adamw": (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 0.1),
 }
+OWN_LRS_OF_MANY_LAYERS = {"adamw": (1e-4, 1e-3, 1e-2)}
 SCHEDULES = ("constant", "cosine", "onecycle")
 GUESSING = -math.log(10)  # the log-likelihood of ten equally likely digits
 
 
 class Scheduled(ConvNet):
-    """The example's network with one of the optimizers and schedules."""
+    """The example's module with one of the optimizers and schedules."""
 
-    def __init__(self, optimizer: str, schedule: str, lr: float, steps: int) -> None:
+    def __init__(self, network: str, optimizer: str, schedule: str, lr: float, steps: int) -> None:
         super().__init__(optimizer=None)
+        if network in NETWORKS:
+            self.net = NETWORKS[network]()
         self.optimizer_name, self.schedule, self.lr, self.steps = optimizer, schedule, lr, steps
 
     def configure_optimizers(self):  # noqa: D102
@@ -74,12 +82,13 @@ class Scheduled(ConvNet):
         return [optimizer], [{"scheduler": scheduler, "interval": interval}]
 
 
-def run(optimizer: str, schedule: str, lr: float, seed: int, callback: bool) -> dict:
+def run(network: str, optimizer: str, schedule: str, lr: float, seed: int, callback: bool) -> dict:
     """One training run and its test."""
     be_quiet()
+    most = MOST_EPOCHS_OF_MANY_LAYERS if network in NETWORKS else MOST_EPOCHS
     L.seed_everything(seed, verbose=False)
     data = Digits(seed)
-    model = Scheduled(optimizer, schedule, lr, EPOCHS * len(data.train_dataloader()))
+    model = Scheduled(network, optimizer, schedule, lr, EPOCHS * len(data.train_dataloader()))
     with tempfile.TemporaryDirectory() as folder:
         checkpoint = ModelCheckpoint(folder, monitor=MONITOR, mode="max")
         callbacks = [checkpoint]
@@ -88,7 +97,7 @@ def run(optimizer: str, schedule: str, lr: float, seed: int, callback: bool) -> 
         if callback:
             callbacks.append(DEOptCallback(MONITOR, mode="max", seed=seed))
         trainer = L.Trainer(
-            max_epochs=MOST_EPOCHS if schedule == "constant" else EPOCHS,
+            max_epochs=most if schedule == "constant" else EPOCHS,
             accelerator="cpu",
             callbacks=callbacks,
             logger=False,
@@ -122,13 +131,17 @@ def be_quiet() -> None:
 
 
 def main() -> None:
-    processes = int(sys.argv[1]) if len(sys.argv) > 1 else 1
+    networks = [argument for argument in sys.argv[1:] if argument in NETWORKS]
+    processes = [int(argument) for argument in sys.argv[1:] if argument not in NETWORKS]
+    network, name = (networks[0], f"own_lr_{networks[0]}") if networks else ("", "own_lr")
+    own_lrs = OWN_LRS_OF_MANY_LAYERS if network else OWN_LRS
+    schedules = SCHEDULES[:1] if network else SCHEDULES
     runs = [
-        (optimizer, schedule, lr, seed, callback)
-        for optimizer, schedule in product(OWN_LRS, SCHEDULES)
-        for lr, seed, callback in product(OWN_LRS[optimizer], SEEDS, CALLBACK)
+        (network, optimizer, schedule, lr, seed, callback)
+        for optimizer, schedule in product(own_lrs, schedules)
+        for lr, seed, callback in product(own_lrs[optimizer], SEEDS, CALLBACK)
     ]
-    with multiprocessing.get_context("spawn").Pool(processes) as pool:
+    with multiprocessing.get_context("spawn").Pool(processes[0] if processes else 1) as pool:
         rows = pool.starmap(run, runs, chunksize=1)
     result = {
         "torch": str(torch.__version__),
@@ -136,7 +149,7 @@ def main() -> None:
         "python": platform.python_version(),
         "rows": rows,
     }
-    file = Path(__file__).parent / "results" / "own_lr.json"
+    file = Path(__file__).parent / "results" / f"{name}.json"
     file.write_text(json.dumps(result, indent=1) + "\n")
     report(rows)
 
@@ -146,15 +159,14 @@ def report(rows: list[dict]) -> None:
     cells = defaultdict(list)
     for row in rows:
         cells[row["optimizer"], row["schedule"], row["callback"], row["own_lr"]].append(row)
-    for optimizer, schedule, callback in product(OWN_LRS, SCHEDULES, CALLBACK):
-        chosen = [cells[optimizer, schedule, callback, lr] for lr in OWN_LRS[optimizer]]
+    for optimizer, schedule, callback in dict.fromkeys(key[:3] for key in cells):
+        lrs = sorted(key[3] for key in cells if key[:3] == (optimizer, schedule, callback))
+        chosen = [cells[optimizer, schedule, callback, lr] for lr in lrs]
         means = [statistics.mean(row["test_accuracy"] for row in cell) for cell in chosen]
         every = [row for cell in chosen for row in cell]
         ruined = sum(row["last_validation_log_likelihood"] < GUESSING for row in every)
         seconds = statistics.mean(row["processor_seconds"] for row in every)
-        accuracies = " ".join(
-            f"{lr:g}: {mean:.3f}" for lr, mean in zip(OWN_LRS[optimizer], means, strict=True)
-        )
+        accuracies = " ".join(f"{lr:g}: {mean:.3f}" for lr, mean in zip(lrs, means, strict=True))
         print(
             f"{optimizer} {schedule} {'with' if callback else 'without'}: {accuracies}; "
             f"mean {statistics.mean(means):.3f}, {ruined} of {len(every)} ruined, {seconds:.1f} s"
