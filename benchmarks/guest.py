@@ -208,9 +208,7 @@ def peak_memory(width):
     """
     copy = 3 * 4 * sum(p.numel() for p in Perceptron(width).parameters())
     plain = peak_of(width, None)
-    peaks = {
-        carry: peak_of(width, carry) for carry in ("population", "weights", "hyperparameters")
-    }
+    peaks = {carry: peak_of(width, carry) for carry in ("population", "weights", "hyperparameters")}
     peaks["population and own setting"] = peak_of(width, "population", epochs=6)
     return {name: (found - plain) / copy for name, found in peaks.items()}
 
