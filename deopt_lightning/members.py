@@ -39,10 +39,11 @@ class MemberSearch:
     """Trains a population side by side: each member its own weights with its own vector.
 
     The Trainer's own epoch is the leader's. At its end the others train the same epoch quietly,
-    from their own weights, and all are compared; the search replaces the worst, and the best leads
-    the next epoch. All members branch off from the Trainer's weights at the start of the epoch at
-    whose end the first generation is due. If all of them collapse, the search begins anew around
-    the best vector so far, from the state that it had reached.
+    from their own weights, and all are compared; the search replaces the worst, and may let the own
+    setting's member go on as one more; the best leads the next epoch. All members branch off from
+    the Trainer's weights at the start of the epoch at whose end the first generation is due. If all
+    of them collapse, the search begins anew around the best vector so far, from the state that it
+    had reached.
 
     Args:
         search: The search; its first vector is the user's own and leads the first epoch.
