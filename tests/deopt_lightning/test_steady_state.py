@@ -156,9 +156,9 @@ def test_the_own_vector_stays_for_some_generations_unless_it_diverges() -> None:
     assert diverged.tell([float("nan"), 1.0, 2.0, 3.0, 4.0]).tolist() == [4, 4, 2, 3, 4]
 
 
-def with_own_beside() -> SteadyStateDE:
+def with_own_beside(seed: int = 0) -> SteadyStateDE:
     """A search whose own vector's member has just been replaced, and goes on beside it."""
-    search = around_own()
+    search = around_own(seed=seed)
     for _ in range(OWN_STAYS):
         search.tell([0.0, 1.0, 2.0, 3.0, 4.0])
     assert search.tell([0.0, 1.0, 2.0, 3.0, 4.0]).tolist() == [4, 4, 2, 3, 4, 0]
@@ -174,9 +174,10 @@ def test_an_own_vector_that_is_replaced_goes_on_beside_the_population() -> None:
     assert len(search.vectors) == 6
 
 
-def test_no_trial_is_made_of_an_own_vector_beside_the_population() -> None:
+@pytest.mark.parametrize("seed", range(10))
+def test_no_trial_is_made_of_an_own_vector_beside_the_population(seed: int) -> None:
     """All members agree, so that a trial that differs would be made of the own vector."""
-    search = with_own_beside()
+    search = with_own_beside(seed)
     search.first, search.archive = np.array([OWN + 1] * 5), np.array([OWN + 1] * 20)
     search.vectors[:5] = OWN + 1
     search.tell([0.0, 1.0, 2.0, 3.0, 4.0, 0.5])
@@ -208,7 +209,10 @@ def test_an_own_vector_that_leads_does_not_end() -> None:
 
 
 def test_an_own_vector_beside_the_population_ends_if_it_diverges_or_all_collapse() -> None:
-    assert with_own_beside().tell([0, 1, 2, 3, 4, float("nan")]).tolist() == [4, 4, 2, 3, 4]
+    diverged = with_own_beside()
+    two_replaced = len(diverged.archive) + 2
+    assert diverged.tell([0, 1, 2, 3, 4, float("nan")]).tolist() == [4, 4, 2, 3, 4]
+    assert len(diverged.archive) == two_replaced
     collapsed = with_own_beside()
     collapsed.begin_anew(OWN + 0.5)
     assert len(collapsed.vectors) == 5
