@@ -6,11 +6,10 @@ Run from the root of the checkout::
 
 Writes benchmarks/results/guest_<threads>t.json. All times are CPU time of the process, and what is
 compared takes turns, so that other load on the machine matters less. Memory is measured in
-processes of their own. Outside generations there are two baselines: the user's own run, and one
-whose optimizer has a group per layer from the start, without the callback. Learning per layer needs
-those groups, and torch's optimizers loop over them; what the second leaves is the callback's own,
-with what Lightning takes to ask any callback at each of its hooks. A third baseline has such a
-callback that does nothing.
+processes of their own. Outside generations there are three baselines: the user's own run, one
+whose optimizer has a group per layer from the start, without the callback, and this with a callback
+that does nothing. Learning per layer needs those groups, and torch's optimizers loop over them;
+Lightning asks any callback at each of its hooks; what the third leaves is the callback's own.
 """
 
 import gc

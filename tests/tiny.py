@@ -147,6 +147,20 @@ def fit(
     return module, trainer
 
 
+class ValuesPerEpoch(L.Callback):
+    """Notes with what lr the optimizer trains, and what validation logs after it."""
+
+    def __init__(self) -> None:
+        self.lrs: list[list[float]] = []
+        self.losses: list[float] = []
+
+    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self.lrs.append([group["lr"] for group in trainer.optimizers[0].param_groups])
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self.losses.append(float(trainer.callback_metrics["val_loss"]))
+
+
 class SilentDryRun(DEOptCallback):
     """Searches, adopts nothing and logs nothing: the run must be what it is without."""
 

@@ -13,27 +13,13 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from deopt_lightning import DEOptCallback
-from tests.tiny import TinyModel, fit, same_state
+from tests.tiny import TinyModel, ValuesPerEpoch, fit, same_state
 
 
 def make_callback(**options: Any) -> DEOptCallback:
     return DEOptCallback(
         **{"monitor": "val_loss", "population_size": 4, "carry": "chain"} | options
     )
-
-
-class ValuesPerEpoch(L.Callback):
-    """Notes with what lr the optimizer trains, and what validation logs after it."""
-
-    def __init__(self) -> None:
-        self.lrs: list[list[float]] = []
-        self.losses: list[float] = []
-
-    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self.lrs.append([group["lr"] for group in trainer.optimizers[0].param_groups])
-
-    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self.losses.append(float(trainer.callback_metrics["val_loss"]))
 
 
 def test_each_epoch_trains_with_another_trial_and_its_validation_decides(tmp_path: Path) -> None:

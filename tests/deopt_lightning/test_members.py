@@ -11,13 +11,22 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 import torch
-from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import nn
 from torch.utils.data import DataLoader, Sampler
 
 from deopt_lightning import DEOptCallback
 from tests.deopt_lightning.test_callback import Recorder
-from tests.tiny import SilentDryRun, TinyModel, fit, same_state, tiny_data, val_loader
+from tests.deopt_lightning.test_resume import comparable
+from tests.tiny import (
+    SilentDryRun,
+    TinyModel,
+    ValuesPerEpoch,
+    fit,
+    same_state,
+    tiny_data,
+    val_loader,
+)
 
 
 def make_callback(**options: Any) -> DEOptCallback:
@@ -244,32 +253,20 @@ def test_an_error_in_a_member_leaves_the_run_as_it_was(tmp_path: Path) -> None:
     assert callback.history == []
 
 
-class Losses(Callback):
-    """What each epoch's validation logged."""
-
-    def __init__(self) -> None:
-        self.seen: list[float] = []
-
-    def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
-        if not trainer.sanity_checking:
-            self.seen.append(float(trainer.callback_metrics["val_loss"]))
-
-
 OUT_OF_PLACE = {"population_size": 5, "seed": 3}  # here the own setting is soon replaced
 
 
 def test_the_own_setting_trains_beside_the_population_as_without_the_search(
     tmp_path: Path,
 ) -> None:
-    losses = Losses()
-    fit(tmp_path / "plain", [losses], model=Plain, max_epochs=8)
-    callback = make_callback(**OUT_OF_PLACE)
-    fit(tmp_path / "search", [callback], model=Plain, max_epochs=8)
+    plain, callback = ValuesPerEpoch(), make_callback(**OUT_OF_PLACE)
+    for folder, added in {"plain": plain, "search": callback}.items():
+        fit(tmp_path / folder, [added], model=Plain, max_epochs=8, num_sanity_val_steps=0)
     own = callback.history[0]["members"][0]
     places = [record["members"].index(own) for record in callback.history]
     assert set(places) == {0, 5}
     found = [record["perf"][place] for record, place in zip(callback.history, places, strict=True)]
-    assert [-perf for perf in found] == losses.seen
+    assert [-perf for perf in found] == plain.losses
     assert callback.probe_steps_taken == 12 * sum(len(r["perf"]) - 1 for r in callback.history)
 
 
@@ -308,8 +305,7 @@ def test_a_resumed_run_has_the_own_setting_beside_it(tmp_path: Path) -> None:
     (path,) = (tmp_path / "all").glob("epoch=5-*.ckpt")
     resumed = make_callback(**OUT_OF_PLACE)
     again, _ = fit(tmp_path / "resumed", [resumed], model=Plain, max_epochs=8, ckpt_path=path)
-    kept = [[{**r, "seconds": 0} for r in run.history] for run in (unbroken, resumed)]
-    assert kept[0] == kept[1]
+    assert comparable(resumed) == comparable(unbroken)
     assert same_state(again.state_dict(), model.state_dict())
 
 
