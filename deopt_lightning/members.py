@@ -32,7 +32,7 @@ from deopt_lightning.rank_sharing import share_out
 from deopt_lightning.snapshot import Snapshot
 from deopt_lightning.stacked_steps import trained_together
 from deopt_lightning.steady_state import SteadyStateDE
-from deopt_lightning.workers import run_shared_out
+from deopt_lightning.workers import Workers
 
 
 class MemberSearch:
@@ -226,8 +226,9 @@ class MemberSearch:
 
         workers = self._maker.workers
         known = end.originals() if workers > 1 else ()
-        for index, result in run_shared_out(train, len(members), workers, known):
-            yield members[index], result
+        with Workers(train, workers, known) as processes:
+            for index, result in processes.run(len(members)):
+                yield members[index], result
 
     def _write(self, trainer: pl.Trainer, member: int) -> None:
         """Writes a member's values, and what schedulers had written as the epoch began."""

@@ -94,8 +94,9 @@ class ProbeSearch:
                         workers=self._maker.workers,
                         on_scored=advance,
                     )
-                    while len(candidates := search.ask()):
-                        search.tell(evaluate(candidates))
+                    with evaluate:
+                        while len(candidates := search.ask()):
+                            search.tell(evaluate(candidates))
         except BaseException:
             search.load_state_dict(before)
             raise

@@ -8,6 +8,7 @@ pickled and comes back. The result of a task does not depend on where it runs.
 from __future__ import annotations
 
 import io
+import math
 import os
 import pickle
 import signal
@@ -18,17 +19,21 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from itertools import chain
+from mmap import mmap
 from multiprocessing import connection, get_context
-from typing import Any, TypeVar
+from multiprocessing.context import ForkProcess
+from typing import Any
 
 import lightning.pytorch as pl
+import numpy as np
 import torch
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
+from numpy.typing import NDArray
 
 from deopt_lightning.pure_steps import threads
 from deopt_lightning.trainer_seam import validation_workers
 
-Result = TypeVar("Result")
+FloatArray = NDArray[np.float64]
 
 
 def worker_count(trainer: pl.Trainer, asked: int) -> int:
@@ -60,88 +65,131 @@ def why_no_workers(trainer: pl.Trainer) -> str | None:
     return None
 
 
-def run_shared_out(
-    task: Callable[[int], Result], count: int, workers: int, known: Iterable[object] = ()
-) -> Iterator[tuple[int, Result]]:
-    """Runs ``task(0)`` to ``task(count - 1)``; yields each index with its result, in any order.
+class Workers:
+    """This process and forked copies of it, which share tasks out among them.
+
+    The copies are made when the first tasks are to be run, and wait for further ones until the
+    end of a ``with`` block. They do not see what this process changes meanwhile, but for arrays
+    from `shared_array`.
 
     Args:
-        task: Must give the same result in every process.
-        count: How often to call it.
-        workers: Number of processes, of which this is one; below 2 there is no other. A task runs
-            here again if its process died or could not do it, after a warning.
+        task: Must give the same result for an index in every process.
+        count: Number of processes, of which this is one; below 2 there is no other.
         known: Objects that results refer to, and that come back as the very same objects.
     """
-    missing = set(range(count))
-    if workers > 1:
-        for index, result in _side_by_side(task, count, min(workers, count), known):
-            missing.discard(index)
+
+    def __init__(
+        self, task: Callable[[int], Any], count: int, known: Iterable[object] = ()
+    ) -> None:
+        self._task = task
+        self._count = count
+        self._known = list(known)
+        self._numbers: _Numbers | None = None
+        self._processes: dict[connection.Connection, ForkProcess] = {}  # by what they send
+
+    def __enter__(self) -> Workers:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._end()
+
+    def run(self, count: int) -> Iterator[tuple[int, Any]]:
+        """Runs ``task(0)`` to ``task(count - 1)``; yields each index with its result, in any order.
+
+        A task runs here again if its process died or could not do it, after a warning.
+        """
+        missing = set(range(count))
+        if self._count > 1 and count > 1:
+            for index, result in self._side_by_side(count):
+                missing.discard(index)
+                yield index, result
+                del result
+            if missing:
+                rank_zero_warn(
+                    f"DEOptCallback: a worker process stopped before {len(missing)} of {count} "
+                    "candidates were done; they are done again in the main process. Where this "
+                    "repeats, workers=0 does without such processes."
+                )
+        for index in sorted(missing):
+            yield index, self._here(index)
+
+    def _here(self, index: int) -> Any:
+        """Runs a task in this process, with as many threads as it would have in any."""
+        with threads(1 if self._count > 1 else torch.get_num_threads()):
+            return self._task(index)
+
+    def _side_by_side(self, count: int) -> Iterator[tuple[int, Any]]:
+        """Runs tasks here and in the forked processes; whoever is free takes the next."""
+        forked = 0
+        if self._numbers is None or self._numbers.ended:
+            self._end()
+            forked = min(self._count, count) - 1
+            self._numbers = self._fork(forked)  # each begins with a task of its own
+        self._numbers.put(range(forked, count))
+        left = count
+        while (index := self._numbers.take()) is not None:
+            result = self._here(index)
+            left -= 1
             yield index, result
-        if missing:
-            rank_zero_warn(
-                f"DEOptCallback: a worker process stopped before {len(missing)} of {count} "
-                "candidates were done; they are done again in the main process. Where this "
-                "repeats, workers=0 does without such processes."
-            )
-    for index in sorted(missing):
-        yield index, task(index)
+            del result
+            for found in self._results(wait=False):
+                left -= 1
+                yield found
+        while left and self._processes:
+            for found in self._results(wait=True):
+                left -= 1
+                yield found
 
-
-def _side_by_side(
-    task: Callable[[int], Result], count: int, workers: int, known: Iterable[object]
-) -> Iterator[tuple[int, Result]]:
-    """Runs tasks here and in forked processes; after one each, whoever is free takes the next."""
-    table = list(known)
-    context = get_context("fork")
-    numbers = _Numbers(range(workers - 1, count))
-    processes, readers = [], []
-    try:
-        for first in range(workers - 1):
+    def _fork(self, count: int) -> _Numbers:
+        numbers = _Numbers()
+        context = get_context("fork")
+        for first in range(count):
             reader, writer = context.Pipe(duplex=False)
-            life = partial(_work, task, chain([first], numbers), writer, table)
+            life = partial(_work, self._task, first, numbers, writer, self._known)
             process = context.Process(target=life, daemon=True)
             with warnings.catch_warnings():  # Python 3.12 warns of locks that threads may hold
                 warnings.simplefilter("ignore", DeprecationWarning)
                 process.start()
             writer.close()
-            processes.append(process)
-            readers.append(reader)
-        for index in numbers:
-            with threads(1):
-                result = task(index)
-            yield index, result
-            del result
-            yield from _results(readers, table, wait=False)
-        yield from _results(readers, table, wait=True)
-    finally:
-        numbers.close()
-        for process in processes:
-            process.terminate()
-            process.join()
-        for reader in readers:
+            self._processes[reader] = process
+        return numbers
+
+    def _end(self) -> None:
+        for reader, process in self._processes.items():
+            process.terminate()  # its memory takes a while to go, for which nobody waits
             reader.close()
+        self._processes = {}
+        if self._numbers is not None:
+            self._numbers.close()
+            self._numbers = None
 
+    def _results(self, *, wait: bool) -> Iterator[tuple[int, Any]]:
+        """What processes have sent; on request, waits for it.
 
-def _results(
-    readers: list[connection.Connection], table: list[object], *, wait: bool
-) -> Iterator[tuple[int, Any]]:
-    """What processes have sent; on request, all that they will send. Drops those that are done."""
-    while readers:
-        ready = connection.wait(readers, None if wait else 0)
-        if not ready:
-            return
-        for reader in ready:
+        Where one is gone the others are to end, too, when they have done all, so that what it has
+        left undone shows.
+        """
+        for reader in connection.wait(list(self._processes), None if wait else 0):
             assert isinstance(reader, connection.Connection)
             try:
-                yield _Unpickler(io.BytesIO(reader.recv_bytes()), table).load()
-            except EOFError:  # this worker is done, or gone
-                readers.remove(reader)
+                yield _Unpickler(io.BytesIO(reader.recv_bytes()), self._known).load()
+            except EOFError:
+                assert self._numbers is not None
+                self._numbers.end()
+                self._processes.pop(reader).join()
                 reader.close()
+
+
+def shared_array(shape: tuple[int, ...]) -> FloatArray:
+    """An array of zeros whose contents forked processes share with this one."""
+    memory = mmap(-1, max(1, 8 * math.prod(shape)))
+    return np.frombuffer(memory, dtype=np.float64, count=math.prod(shape)).reshape(shape)
 
 
 def _work(
     task: Callable[[int], Any],
-    numbers: Iterable[int],
+    first: int,
+    numbers: _Numbers,
     results: connection.Connection,
     known: list[object],
 ) -> None:
@@ -149,10 +197,11 @@ def _work(
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the main process ends its workers
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     torch.set_num_threads(1)  # threads that the main process started do not exist here
+    numbers.end()  # of its own copy: the main process puts numbers in
     sent = None
     try:
         with ThreadPoolExecutor(1) as sender:  # the main process reads between tasks of its own
-            for index in numbers:
+            for index in chain([first], numbers):
                 buffer = io.BytesIO()
                 _Pickler(buffer, known).dump((index, task(index)))
                 if sent is not None:
@@ -163,23 +212,56 @@ def _work(
 
 
 class _Numbers:
-    """Numbers, each of which one process gets, and no process waits for another.
+    """Numbers, each of which one process gets.
 
     They lie in a pipe from which forked processes read. A lock would do as well, until a process
     dies that holds it.
     """
 
-    def __init__(self, numbers: Sequence[int]) -> None:
+    def __init__(self) -> None:
         self._source, sink = os.pipe()
-        os.write(sink, struct.pack(f"={len(numbers)}i", *numbers))
-        os.close(sink)
+        os.set_blocking(self._source, False)
+        self._sink: int | None = sink
+
+    def put(self, numbers: Sequence[int]) -> None:
+        """Adds numbers, a few thousand at most."""
+        assert self._sink is not None
+        os.write(self._sink, struct.pack(f"={len(numbers)}i", *numbers))
+
+    def take(self) -> int | None:
+        """The next number; None where there is none."""
+        try:
+            taken = os.read(self._source, 4)
+        except BlockingIOError:
+            return None
+        return int(struct.unpack("=i", taken)[0]) if taken else None
 
     def __iter__(self) -> Iterator[int]:
-        while taken := os.read(self._source, 4):
+        """All numbers that this process gets until the end; waits for them."""
+        while True:
+            connection.wait([self._source])
+            try:
+                taken = os.read(self._source, 4)
+            except BlockingIOError:  # another process was faster
+                continue
+            if not taken:
+                return
             yield struct.unpack("=i", taken)[0]
+
+    @property
+    def ended(self) -> bool:
+        """Whether this process puts no more in."""
+        return self._sink is None
+
+    def end(self) -> None:
+        """Puts no more in; the end comes when no process does."""
+        if self._sink is not None:
+            os.close(self._sink)
+            self._sink = None
 
     def close(self) -> None:
         """Leaves the rest to others."""
+        self.end()
         os.close(self._source)
 
 

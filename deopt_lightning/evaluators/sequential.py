@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import NamedTuple, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from deopt_lightning.evaluators.probe import Metrics, Probe, Score
 from deopt_lightning.snapshot import Snapshot
-from deopt_lightning.workers import run_shared_out
+from deopt_lightning.workers import Workers, shared_array
 
 FloatArray = NDArray[np.float64]
 
@@ -29,9 +30,23 @@ class Winner:
     metrics: Metrics
 
 
+class _Asked(NamedTuple):
+    """Candidates, in memory that all processes share.
+
+    Attributes:
+        first: (1,) The number of the first of them in the generation.
+        vectors: (count or more, 2N) What they are.
+    """
+
+    first: FloatArray
+    vectors: FloatArray
+
+
 @dataclass
 class SequentialEvaluator:
     """Scores each candidate by a probe: restore, write its values, train a little, validate.
+
+    In a ``with`` block, at whose end worker processes end.
 
     Attributes:
         probe: Trains and validates.
@@ -40,7 +55,7 @@ class SequentialEvaluator:
         take_snapshot: Takes a snapshot of the present state; used if ``keep_winner``.
         keep_winner: Keep the best candidate's trained state; costs one more copy in memory.
         workers: Number of processes that share the candidates out among them, see
-            ``run_shared_out``; each candidate is still scored as it would be here.
+            ``Workers``; each candidate is still scored as it would be here.
         on_scored: Called after each candidate, to show progress.
         winner: The best candidate so far, if it is kept.
         trainings: Number of probes trained so far.
@@ -57,17 +72,22 @@ class SequentialEvaluator:
     winner: Winner | None = field(default=None)
     trainings: int = 0
     validations: int = 0
+    _asked: _Asked | None = field(default=None, init=False)
+
+    def __post_init__(self) -> None:
+        self._processes = Workers(self._score, 0)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._processes.__exit__()
 
     def __call__(self, vectors: FloatArray) -> FloatArray:
         """Scores (count, 2N) candidates; the present model state is lost, ``start`` is not."""
-        first = self.trainings
-
-        def score(index: int) -> tuple[Score, Winner | None]:
-            return self._score(vectors[index], first + index)
-
+        self._ask(vectors)
         perf = np.empty(len(vectors))
-        known = self.start.originals() if self.workers > 1 else ()
-        for index, (result, winner) in run_shared_out(score, len(vectors), self.workers, known):
+        for index, (result, winner) in self._processes.run(len(vectors)):
             perf[index] = result.perf
             self.trainings += 1
             self.validations += result.validated
@@ -77,8 +97,21 @@ class SequentialEvaluator:
             self.on_scored()
         return perf
 
-    def _score(self, vector: FloatArray, number: int) -> tuple[Score, Winner | None]:
+    def _ask(self, vectors: FloatArray) -> None:
+        """Tells all processes what to score; new ones where there is no room for it."""
+        count = len(vectors)
+        if self._asked is None or count > len(self._asked.vectors):
+            self._processes.__exit__()
+            known = self.start.originals() if self.workers > 1 else ()
+            self._asked = _Asked(shared_array((1,)), shared_array(vectors.shape))
+            self._processes = Workers(self._score, self.workers, known)
+        self._asked.first[0] = self.trainings
+        self._asked.vectors[:count] = vectors
+
+    def _score(self, index: int) -> tuple[Score, Winner | None]:
         """Scores a candidate in this process; with its state if it is the best here so far."""
+        assert self._asked is not None
+        vector, number = self._asked.vectors[index], int(self._asked.first[0]) + index
         self.start.restore()
         self.write(vector)
         score = self.probe.score()

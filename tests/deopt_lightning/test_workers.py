@@ -5,15 +5,18 @@ from __future__ import annotations
 import os
 import signal
 import time
+import warnings
+from multiprocessing import active_children
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from deopt_lightning import DEOptCallback
 from deopt_lightning.snapshot import Snapshot
-from deopt_lightning.workers import run_shared_out
+from deopt_lightning.workers import Workers, shared_array
 from tests.tiny import TinyModel, fit, same_state, val_loader
 
 MAIN = os.getpid()
@@ -26,6 +29,11 @@ def _one_thread() -> Any:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+def run_shared_out(task: Any, count: int, workers: int, known: Any = ()) -> Any:
+    with Workers(task, workers, known) as processes:
+        yield from processes.run(count)
 
 
 def search(folder: Path, workers: int, model: type = TinyModel, **options: Any) -> Any:
@@ -122,6 +130,63 @@ def test_every_worker_takes_part_and_each_task_is_done_once(tmp_path: Path) -> N
     assert len(set(processes.values()) - {MAIN}) == 2
 
 
+def test_processes_stay_and_see_what_is_shared() -> None:
+    shared = shared_array((2, 20))
+    own = [0.0]
+
+    def task(index: int) -> tuple[int, float, float]:
+        time.sleep(0.01)  # so that all take part
+        return os.getpid(), shared[1, index], own[0]
+
+    seen = []
+    with Workers(task, 3) as processes:
+        for turn, count in enumerate([20, 2, 1, 3], start=1):
+            shared[1] = np.arange(20) + 100 * turn
+            own[0] = turn
+            results = dict(processes.run(count))
+            assert sorted(results) == list(range(count))
+            assert all(value == 100 * turn + index for index, (_, value, _) in results.items())
+            seen += [(process, told) for process, _, told in results.values()]
+    workers = {process for process, _ in seen} - {MAIN}
+    assert len(workers) == 2
+    assert all(told == 1.0 for process, told in seen if process in workers)
+    for _ in range(1_000):
+        if not workers & {process.pid for process in active_children()}:
+            return
+        time.sleep(0.01)
+    raise AssertionError("they have not ended")
+
+
+@pytest.mark.parametrize("dies_at", [0, 3])
+def test_where_a_process_has_died_others_take_its_place(dies_at: int, tmp_path: Path) -> None:
+    def task(index: int) -> int:
+        time.sleep(0.01)
+        if os.getpid() != MAIN and index >= dies_at and not (tmp_path / "dead").exists():
+            (tmp_path / "dead").touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return os.getpid()
+
+    with Workers(task, 3) as processes:
+        with pytest.warns(UserWarning, match="stopped before 1 of 20 candidates were done"):
+            first = dict(processes.run(20))
+        second = dict(processes.run(20))
+    assert sorted(first) == sorted(second) == list(range(20))
+    assert len(set(second.values()) - {MAIN}) == 2
+    assert not set(first.values()) & set(second.values()) - {MAIN}
+
+
+def test_a_process_that_died_while_it_waited_is_missed_by_nobody() -> None:
+    def task(index: int) -> int:
+        time.sleep(0.01)
+        return os.getpid()
+
+    with Workers(task, 2) as processes:
+        (worker,) = set(dict(processes.run(6)).values()) - {MAIN}
+        os.kill(worker, signal.SIGKILL)
+        assert set(dict(processes.run(6)).values()) == {MAIN}
+        assert len(set(dict(processes.run(6)).values())) == 2
+
+
 def test_results_larger_than_a_pipe_come_back_while_this_process_works() -> None:
     results = dict(run_shared_out(lambda index: torch.full((100_000,), index), 7, 2))
     assert all(bool((tensor == index).all()) for index, tensor in results.items())
@@ -146,11 +211,19 @@ def test_a_worker_goes_on_before_its_result_is_read(tmp_path: Path) -> None:
     assert all(went_on for went_on, _ in results.values())
 
 
-def test_this_process_has_its_threads_between_tasks() -> None:
+@pytest.mark.parametrize("count", [1, 4])
+def test_a_task_has_one_thread_and_this_process_its_own_between_tasks(count: int) -> None:
+    def task(index: int) -> int:
+        if os.getpid() != MAIN:
+            raise RuntimeError("leaves its tasks to be redone")
+        return torch.get_num_threads()
+
     torch.set_num_threads(2)
-    seen = [torch.get_num_threads() for _ in run_shared_out(lambda index: index, 4, 2)]
-    assert seen == [2] * 4
-    assert torch.get_num_threads() == 2
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "DEOptCallback: a worker process stopped")
+        seen = [(one, torch.get_num_threads()) for _, one in run_shared_out(task, count, 2)]
+    assert seen == [(1, 2)] * count
+    assert [one for _, one in run_shared_out(task, count, 0)] == [2] * count
 
 
 def test_validation_workers_exclude_others(tmp_path: Path) -> None:
