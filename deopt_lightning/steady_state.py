@@ -25,8 +25,8 @@ from deopt_lightning.differential_evolution import (
     check_settings,
 )
 from deopt_lightning.equations import FloatArray
-from deopt_lightning.own_run import OwnRun
 from deopt_lightning.population import latin_hypercube, with_first
+from deopt_lightning.run_beside import RunBeside
 from deopt_lightning.scale_factor import F_LOW, F_RANGE
 from deopt_lightning.search_space import Repair, SearchSpace
 
@@ -35,6 +35,7 @@ ARCHIVE = 4  # vectors for each member
 FALL = 0.15  # decades that an lr may fall by from the best member to a trial
 OWN_STAYS = 2  # generations in which the own vector's member is not replaced
 REACH = 1.0  # decades from the own lr to the lowest and to the highest of the first members
+OWN, LOW, HIGH = range(3)  # of the first members: the own vector's, and those with all lrs far away
 
 
 class SteadyStateDE:
@@ -59,8 +60,9 @@ class SteadyStateDE:
     The own vector's member is not replaced in the first ``OWN_STAYS`` generations. A model may take
     some epochs to be better than popularity, say, to which a low lr comes sooner and no further.
     While it is one of the worst, no trial is made of it. When it is to be replaced after that, it
-    goes on beside the population, see ``OwnRun``: as its last member, one more than
-    ``population_size``, of which no trial is made unless it is the best.
+    goes on beside the population, see ``RunBeside``, and so do the members with a tenth of its lrs
+    and with ten times them: as members beyond ``population_size``, of which no trial is made unless
+    they are the best.
 
     No lr of a trial is below the best member's by more than ``FALL`` decades. The metric gains at
     once where an lr falls and loses only later what a higher one would still have found, so
@@ -80,7 +82,7 @@ class SteadyStateDE:
 
     Attributes:
         vectors: Coordinates of the members, shape (population_size, dimensions), with one more row
-            while the own vector's member goes on beside the population.
+            for each member that goes on beside the population.
         first: Of the first members, shape (population_size, dimensions).
         archive: Replaced vectors, at most ``ARCHIVE`` times as many as members.
         generation: The number of completed generations.
@@ -108,8 +110,8 @@ class SteadyStateDE:
                 for name, scale in zip(space.names, space.scale, strict=True)
             ]
         )
-        self._own = OwnRun(None if own is None else 0)
         self.first = self.vectors = self._first_members(own)
+        self._runs = [] if own is None else self._first_runs()
         self.archive = np.empty((0, space.dimensions))
         self.generation = 0
 
@@ -124,10 +126,17 @@ class SteadyStateDE:
         near_low[self._is_lr] = np.maximum(low, own - REACH)[self._is_lr]
         near_high[self._is_lr] = np.minimum(high, own + REACH)[self._is_lr]
         members = latin_hypercube(near_low, near_high, self.population_size, self._rng)
-        members[1, self._is_lr] = near_low[self._is_lr]
-        members[2, self._is_lr] = near_high[self._is_lr]
-        members[0] = own
+        members[LOW, self._is_lr] = near_low[self._is_lr]
+        members[HIGH, self._is_lr] = near_high[self._is_lr]
+        members[OWN] = own
         return members
+
+    def _first_runs(self) -> list[RunBeside]:
+        """What goes on when it is replaced; members far away only where bounds let them be."""
+        lrs = self.vectors[:, self._is_lr]
+        far = [place for place in (LOW, HIGH) if not np.array_equal(lrs[place], lrs[OWN])]
+        runs = [RunBeside(place, may_be_left=True) for place in far]
+        return [RunBeside(OWN), *runs]
 
     def tell(self, perf: ArrayLike, keep: int | None = None) -> NDArray[np.intp]:
         """Ends a generation: replaces the worst members.
@@ -152,8 +161,9 @@ class SteadyStateDE:
         best = int(np.argmax(told))
         if told[best] == -np.inf:
             return parents
-        size, own = self.population_size, self._own
-        own.hear(told, self.generation, beside=own.place == size)
+        size = self.population_size
+        for run in self._runs:
+            run.hear(told, self.generation, beside=run.place is not None and run.place >= size)
         replaced, others = self._choose(told, best, keep)
         self.archive = self._kept(np.concatenate([self.archive, self.vectors[replaced]]))
         trials = [
@@ -163,12 +173,24 @@ class SteadyStateDE:
         vectors = self.vectors.copy()
         vectors[replaced] = trials if trials else vectors[replaced]
         parents[replaced] = best
-        if own.place == 0 and replaced[0]:
-            own.place = size
-            vectors, parents = np.vstack([vectors, self.vectors[:1]]), np.append(parents, 0)
-        members = size + 1 if own.place == size else size
-        self.vectors = vectors[:members]
-        return parents[:members]
+        beside = self._move_beside(replaced)
+        self.vectors = np.concatenate([vectors[:size], self.vectors[beside]])
+        return np.concatenate([parents[:size], beside])
+
+    def _move_beside(self, replaced: NDArray[np.bool_]) -> NDArray[np.intp]:
+        """Gives the runs that go on beside the population their places after it.
+
+        Returns:
+            Where they have been among the members.
+        """
+        size, places = self.population_size, []
+        self._runs = [run for run in self._runs if run.place is not None]
+        for run in self._runs:
+            assert run.place is not None
+            if run.place >= size or replaced[run.place]:
+                places.append(run.place)
+                run.place = size + len(places) - 1
+        return np.array(places, dtype=np.intp)
 
     def _choose(
         self, told: FloatArray, best: int, keep: int | None
@@ -181,8 +203,8 @@ class SteadyStateDE:
         size = self.population_size
         worst = np.argsort(told[:size], kind="stable")
         count = round(REPLACED * size)
-        own_stays = self._own.place == 0 and self.generation <= OWN_STAYS
-        aside = [0] if own_stays and 0 in worst[:count] else []
+        own_stays = self.generation <= OWN_STAYS and any(run.place == OWN for run in self._runs)
+        aside = [OWN] if own_stays and OWN in worst[:count] else []
         replaced = told == -np.inf
         replaced[[i for i in worst if i not in aside][:count]] = True
         replaced[[best] if keep is None else [best, keep]] = False
@@ -197,7 +219,7 @@ class SteadyStateDE:
         """
         self.first = self.vectors = self._first_members(own)
         self.archive = self.archive[:0]
-        self._own = OwnRun(None)
+        self._runs = []
         self.generation += 1
 
     def _kept(self, archive: FloatArray) -> FloatArray:
@@ -245,7 +267,7 @@ class SteadyStateDE:
             "vectors": self.vectors.tolist(),
             "first": self.first.tolist(),
             "archive": self.archive.tolist(),
-            "own": self._own.state_dict(),
+            "runs": [run.state_dict() for run in self._runs],
             "random_state": self._rng.bit_generator.state,
         }
 
@@ -256,10 +278,10 @@ class SteadyStateDE:
         self.vectors = np.array(state["vectors"])
         self.first = np.array(state["first"])
         self.archive = np.array(state["archive"]).reshape(-1, self.space.dimensions)
-        if "own" in state:
-            self._own.load_state_dict(state["own"])
-        elif self.generation > OWN_STAYS:  # of an older version, which may have replaced it
-            self._own = OwnRun(None)
+        runs = _runs_of(state)
+        self._runs = [RunBeside() for _ in runs]
+        for run, its_state in zip(self._runs, runs, strict=True):
+            run.load_state_dict(its_state)
         self._rng.bit_generator.state = state["random_state"]
 
     def _settings(self) -> dict[str, Any]:
@@ -269,3 +291,11 @@ class SteadyStateDE:
             "strategy": self.strategy,
             "repair": self.repair,
         }
+
+
+def _runs_of(state: dict[str, Any]) -> list[dict[str, Any]]:
+    """States of the runs; older versions had the own vector's alone, or none."""
+    if "runs" in state:
+        return list(state["runs"])
+    own = state.get("own", {"place": None})
+    return [] if own["place"] is None else [{**own, "may_be_left": False, "led": []}]

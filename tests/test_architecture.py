@@ -17,7 +17,7 @@ FLOORS = [
         "population",
         "scale_factor",
         "differential_evolution",
-        "own_run",
+        "run_beside",
         "steady_state",
         "running_best",
     ],
