@@ -55,7 +55,8 @@ def pays(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def perf(callback: DEOptCallback) -> Tensor:
     keys = ("target_perf", "trial_perf", "perf")
-    return torch.tensor([row[key] for row in callback.history for key in keys if key in row])
+    rows = [row[key] for row in callback.history for key in keys if key in row]
+    return torch.tensor([value for row in rows for value in row])
 
 
 def assert_equal_but_for_rounding(one: Any, other: Any) -> None:
