@@ -27,11 +27,11 @@ class DEOptCallback(Callback):
     A small population of members trains side by side, each from weights of its own with its own
     vector of per-layer lr and weight decay; the Trainer's own epoch is one of them. At the end of
     an epoch all have been validated, differential evolution (Eq. 6 to 10) replaces the worst by
-    trials around the best, and the best is the Trainer's model. The optimizer's own values go on as
-    one more member when a trial takes their place, until early stopping would end them.
+    trials around the best, and the best is the Trainer's model. The optimizer's own values, and lrs
+    a decade from them, go on as further members when trials take their places, see ``RunBeside``.
 
-    An epoch costs what ``population_size`` epochs cost, or one more, less what Lightning's loops
-    take, with a copy of the state for each. ``carry="weights"`` costs less: probes, two copies.
+    An epoch costs what ``population_size`` epochs cost, or up to three more, less what Lightning's
+    loops take, with a copy of the state for each. ``carry="weights"`` costs less: two copies.
 
     Args:
         monitor: A metric that validation logs, for example ``"val_loss"``.
