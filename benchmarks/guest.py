@@ -203,12 +203,12 @@ def snapshot(width, fresh):
 def peak_memory(width):
     """Peak over the plain run's, in copies of model and optimizer state; of five members.
 
-    In six epochs the own setting's member is replaced, and goes on beside the five.
+    In six epochs the first members, own setting and far lrs, are replaced and go on beside five.
     """
     copy = 3 * 4 * sum(p.numel() for p in Perceptron(width).parameters())
     plain = peak_of(width, None)
     peaks = {carry: peak_of(width, carry) for carry in ("population", "weights", "hyperparameters")}
-    peaks["population and own setting"] = peak_of(width, "population", epochs=6)
+    peaks["population and others beside it"] = peak_of(width, "population", epochs=6)
     return {name: (found - plain) / copy for name, found in peaks.items()}
 
 
