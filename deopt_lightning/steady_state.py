@@ -146,8 +146,8 @@ class SteadyStateDE:
             keep: A member that is not to be replaced, beside the best.
 
         Returns:
-            For each member that there is now the one whose state it goes on from: itself, the best
-            where a trial took its place, or the first where that goes on as one more.
+            For each member that there is now the one whose state it goes on from: the best where a
+            trial took its place, else itself, by the number that it has had.
         """
         told = np.array(perf, dtype=np.float64)
         if told.shape != (len(self.vectors),):
