@@ -136,7 +136,7 @@ class MemberSearch:
             record={**generation, **cost, "seconds": time.perf_counter() - started},
             logged={
                 **({"best": best} if np.isfinite(best) else {}),
-                "leader": float(self._leader),
+                "leader": float(generation["leader"]),
                 "spread": spread(self.search.vectors, self.search.space),
             },
             **cost,
@@ -257,21 +257,24 @@ class MemberSearch:
             self._go_back(trainer, end)
             back = {"parents": None, "back_to": self._best.epoch, "leader": self._leader}
             return {**record, **back}, self._best.perf
-        vector = search.vectors[best]
-        parents = search.tell(perf, keep=None if self._adopts else self._leader)
+        vector, leader = search.vectors[best], self._leader
+        parents = search.tell(perf, keep=None if self._adopts else leader)
         if finite_perf[best] > -np.inf:
             state = HeldState(snapshot := results[best].state.everywhere(end))
             results[best] = replace(results[best], state=state)
             if self._adopts:
                 self._best.note(perf, state, vector, trainer.current_epoch)
-                if best != self._leader:
+                if best != leader:
                     adopt_weights(trainer, snapshot, results[best].score.metrics)
-                    self._leader = best
+                    leader = best
         else:
             warn_all_diverged(trainer)
         self._members = [results[parent].state for parent in parents]
-        others = {"parents": parents.tolist(), "back_to": None, "leader": self._leader}
-        return {**record, **others}, float(perf[self._leader])
+        # The last that goes on from the leader's state is the leader, unless that is a trial.
+        in_population = leader < search.population_size
+        self._leader = leader if in_population else int(np.flatnonzero(parents == leader)[-1])
+        others = {"parents": parents.tolist(), "back_to": None, "leader": leader}
+        return {**record, **others}, float(perf[leader])
 
     def _go_back(self, trainer: pl.Trainer, end: Snapshot) -> None:
         """Lets all members go on from the best weights, with new vectors around their own."""

@@ -304,6 +304,31 @@ def test_an_own_setting_that_comes_to_lead_is_the_trainers_model(tmp_path: Path)
     assert callback.history[4]["parents"].count(places[4]) == 3  # two trials, and itself
 
 
+class HighLeads(Plain):
+    """Its losses by lr: far ones are bad at first; then the tenfold lr is the best, the own bad."""
+
+    def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
+        lrs = [group["lr"] for group in self.trainer.optimizers[0].param_groups]
+        own, low, high = (np.allclose(lrs, far, rtol=1e-9) for far in (0.01, 0.001, 0.1))
+        if self.trainer.current_epoch < 2:
+            self.log("val_loss", torch.tensor(9.0 if low or high else 1.0))
+        else:
+            self.log("val_loss", torch.tensor(0.0 if high else 9.0 if own else 1.0))
+
+
+def test_a_leader_beside_the_population_leads_on_where_its_place_changes(tmp_path: Path) -> None:
+    callback = make_callback(population_size=5)
+    fit(tmp_path, [callback], model=HighLeads, max_epochs=6)
+    sizes = [len(record["members"]) for record in callback.history]
+    assert sizes == [5, 7, 7, 8, 8, 8]
+    leaders = [record["leader"] for record in callback.history]
+    assert leaders[2:] == [6, 7, 7, 7]  # moved by the own setting, which has a place before it
+    for record, row in zip(callback.history[2:], callback.schedule[3:], strict=False):
+        assert record["members"][record["leader"]][:3] == pytest.approx([0.1] * 3)
+        assert list(row["lr"].values()) == pytest.approx([0.1] * 3)
+    assert all(record["perf"][record["leader"]] == 0.0 for record in callback.history[2:])
+
+
 def test_a_resumed_run_has_the_own_setting_beside_it(tmp_path: Path) -> None:
     checkpoint = ModelCheckpoint(tmp_path / "all", every_n_epochs=1, save_top_k=-1)
     unbroken = make_callback(**OUT_OF_PLACE)
