@@ -130,6 +130,14 @@ def test_every_worker_takes_part_and_each_task_is_done_once(tmp_path: Path) -> N
     assert len(set(processes.values()) - {MAIN}) == 2
 
 
+def wait_for_the_end(workers: set[int]) -> None:
+    for _ in range(3_000):
+        if not workers & {process.pid for process in active_children()}:
+            return
+        time.sleep(0.01)
+    raise AssertionError("they have not ended")
+
+
 def test_processes_stay_and_see_what_is_shared() -> None:
     shared = shared_array((2, 20))
     own = [0.0]
@@ -150,11 +158,7 @@ def test_processes_stay_and_see_what_is_shared() -> None:
     workers = {process for process, _ in seen} - {MAIN}
     assert len(workers) == 2
     assert all(told == 1.0 for process, told in seen if process in workers)
-    for _ in range(1_000):
-        if not workers & {process.pid for process in active_children()}:
-            return
-        time.sleep(0.01)
-    raise AssertionError("they have not ended")
+    wait_for_the_end(workers)
 
 
 @pytest.mark.parametrize("dies_at", [0, 3])
@@ -183,6 +187,7 @@ def test_a_process_that_died_while_it_waited_is_missed_by_nobody() -> None:
     with Workers(task, 2) as processes:
         (worker,) = set(dict(processes.run(6)).values()) - {MAIN}
         os.kill(worker, signal.SIGKILL)
+        wait_for_the_end({worker})
         assert set(dict(processes.run(6)).values()) == {MAIN}
         assert len(set(dict(processes.run(6)).values())) == 2
 
