@@ -91,7 +91,7 @@ class Workers:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._end()
+        self.close()
 
     def run(self, count: int) -> Iterator[tuple[int, Any]]:
         """Runs ``task(0)`` to ``task(count - 1)``; yields each index with its result, in any order.
@@ -122,7 +122,7 @@ class Workers:
         """Runs tasks here and in the forked processes; whoever is free takes the next."""
         forked = 0
         if self._numbers is None or self._numbers.ended:
-            self._end()
+            self.close()
             forked = min(self._count, count) - 1
             self._numbers = self._fork(forked)  # each begins with a task of its own
         self._numbers.put(range(forked, count))
@@ -154,7 +154,8 @@ class Workers:
             self._processes[reader] = process
         return numbers
 
-    def _end(self) -> None:
+    def close(self) -> None:
+        """Ends the processes; the next tasks have new ones."""
         for reader, process in self._processes.items():
             process.terminate()  # its memory takes a while to go, for which nobody waits
             reader.close()

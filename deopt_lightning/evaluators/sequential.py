@@ -81,7 +81,7 @@ class SequentialEvaluator:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._processes.__exit__()
+        self._processes.close()
 
     def __call__(self, vectors: FloatArray) -> FloatArray:
         """Scores (count, 2N) candidates; the present model state is lost, ``start`` is not."""
@@ -101,7 +101,7 @@ class SequentialEvaluator:
         """Tells all processes what to score; new ones where there is no room for it."""
         count = len(vectors)
         if self._asked is None or count > len(self._asked.vectors):
-            self._processes.__exit__()
+            self._processes.close()
             known = self.start.originals() if self.workers > 1 else ()
             self._asked = _Asked(shared_array((1,)), shared_array(vectors.shape))
             self._processes = Workers(self._score, self.workers, known)

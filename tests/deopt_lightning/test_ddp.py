@@ -81,7 +81,7 @@ def test_a_population_that_collapses_goes_back_to_its_best_weights(
     results: dict[str, list[dict]],
 ) -> None:
     run = results["collapsing"][0]
-    assert set(run["perf"][1]) == {None}
+    assert run["perf"][1] == [None] * 5  # four members, and one beside them
     assert all(torch.isfinite(weights).all() for weights in parameters(run))
 
 

@@ -297,6 +297,7 @@ def test_an_own_setting_that_comes_to_lead_is_the_trainers_model(tmp_path: Path)
     own = callback.history[0]["members"][0]
     places = [record["members"].index(own) for record in callback.history]
     leaders = [record["leader"] for record in callback.history]
+    assert [len(record["perf"]) for record in callback.history] == [5, 6, 6, 7, 8, 8]
     assert [place >= 5 for place in places] == [False] * 3 + [True] * 3
     assert leaders[3] < 5
     assert leaders[4:] == places[4:]
@@ -333,6 +334,7 @@ def test_a_resumed_run_has_the_own_setting_beside_it(tmp_path: Path) -> None:
     checkpoint = ModelCheckpoint(tmp_path / "all", every_n_epochs=1, save_top_k=-1)
     unbroken = make_callback(**OUT_OF_PLACE)
     model, _ = fit(tmp_path / "unbroken", [unbroken, checkpoint], model=Plain, max_epochs=8)
+    assert [len(record["perf"]) for record in unbroken.history[-4:]] == [8, 8, 8, 8]
     own = unbroken.history[0]["members"][0]
     assert all(own in record["members"][5:] for record in unbroken.history[-4:])
     (path,) = (tmp_path / "all").glob("epoch=5-*.ckpt")
