@@ -37,23 +37,24 @@ class RunBeside:
         self._may_be_left = may_be_left
         self._best = -np.inf
         self._best_generation = 0
-        self._led: list[float] = []  # the best perf of any member until then, of late generations
 
-    def hear(self, perfs: NDArray[np.float64], generation: int, *, beside: bool) -> None:
+    def hear(
+        self, perfs: NDArray[np.float64], generation: int, past_best: float, *, beside: bool
+    ) -> None:
         """Takes note of a generation, with which it may end; without a finite perf it does.
 
         Args:
             perfs: Of all members, the best of them finite.
             generation: The number of generations, this one included.
+            past_best: The best perf that any member had until ``PATIENCE`` generations ago.
             beside: Whether it goes on beside the population, so that it may end.
         """
         assert self.place is not None
         perf, best = float(perfs[self.place]), float(perfs.max())
-        self._led = [*self._led, max([best, *self._led[-1:]])][-PATIENCE - 1 :]
         if perf > self._best:
             self._best, self._best_generation = perf, generation
         stands = generation - self._best_generation >= PATIENCE
-        left = self._may_be_left and len(self._led) > PATIENCE and self._best < self._led[0]
+        left = self._may_be_left and self._best < past_best
         if perf == -np.inf or (beside and (stands or left) and perf < best):
             self.place = None
 
@@ -64,11 +65,9 @@ class RunBeside:
             "may_be_left": self._may_be_left,
             "best": self._best,
             "best_generation": self._best_generation,
-            "led": self._led,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Goes on from a state."""
         self.place, self._may_be_left = state["place"], state["may_be_left"]
         self._best, self._best_generation = state["best"], state["best_generation"]
-        self._led = list(state["led"])

@@ -26,7 +26,7 @@ from deopt_lightning.differential_evolution import (
 )
 from deopt_lightning.equations import FloatArray
 from deopt_lightning.population import latin_hypercube, with_first
-from deopt_lightning.run_beside import RunBeside
+from deopt_lightning.run_beside import PATIENCE, RunBeside
 from deopt_lightning.scale_factor import F_LOW, F_RANGE
 from deopt_lightning.search_space import Repair, SearchSpace
 
@@ -114,6 +114,7 @@ class SteadyStateDE:
         self._runs = [] if own is None else self._first_runs()
         self.archive = np.empty((0, space.dimensions))
         self.generation = 0
+        self._late_bests: list[float] = []  # the best perf until then, of the late generations
 
     def _first_members(self, given: ArrayLike | None) -> FloatArray:
         """The first population, shape (population_size, dimensions)."""
@@ -162,8 +163,11 @@ class SteadyStateDE:
         if told[best] == -np.inf:
             return parents
         size = self.population_size
+        bests = [*self._late_bests, max([float(told[best]), *self._late_bests[-1:]])]
+        self._late_bests, past = bests[-PATIENCE:], bests[:-PATIENCE]
         for run in self._runs:
-            run.hear(told, self.generation, beside=run.place is not None and run.place >= size)
+            goes_on = run.place is not None and run.place >= size
+            run.hear(told, self.generation, max(past, default=-np.inf), beside=goes_on)
         replaced, others = self._choose(told, best, keep)
         self.archive = self._kept(np.concatenate([self.archive, self.vectors[replaced]]))
         trials = [
@@ -268,6 +272,7 @@ class SteadyStateDE:
             "first": self.first.tolist(),
             "archive": self.archive.tolist(),
             "runs": [run.state_dict() for run in self._runs],
+            "late_bests": self._late_bests,
             "random_state": self._rng.bit_generator.state,
         }
 
@@ -282,6 +287,9 @@ class SteadyStateDE:
         self._runs = [RunBeside() for _ in runs]
         for run, its_state in zip(self._runs, runs, strict=True):
             run.load_state_dict(its_state)
+        # The version before kept them with each run, and older ones had none.
+        earlier = runs[0].get("led", []) if runs else []
+        self._late_bests = list(state.get("late_bests", earlier))
         self._rng.bit_generator.state = state["random_state"]
 
     def _settings(self) -> dict[str, Any]:
@@ -298,4 +306,4 @@ def _runs_of(state: dict[str, Any]) -> list[dict[str, Any]]:
     if "runs" in state:
         return list(state["runs"])
     own = state.get("own", {"place": None})
-    return [] if own["place"] is None else [{**own, "may_be_left": False, "led": []}]
+    return [] if own["place"] is None else [{**own, "may_be_left": False}]
