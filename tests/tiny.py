@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -200,3 +201,14 @@ def same_state(left: dict[str, Tensor], right: dict[str, Tensor]) -> bool:
 
 def _or(value: Any, default: Callable[[], Any]) -> Any:
     return default() if value is None else value
+
+
+def probing_callback(**options: Any) -> DEOptCallback:
+    return DEOptCallback(
+        **{"monitor": "val_loss", "population_size": 4, "probe_steps": 3} | options
+    )
+
+
+def csv_rows(folder: Path) -> list[dict[str, str]]:
+    with (folder / "metrics.csv").open() as file:
+        return list(csv.DictReader(file))

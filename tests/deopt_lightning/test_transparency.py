@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -26,6 +25,7 @@ from tests.tiny import (
     SilentDryRun,
     TinyModel,
     average_of_epochs,
+    csv_rows,
     fit,
     moving_average,
     same_state,
@@ -201,15 +201,10 @@ def test_learning_rate_monitor_sees_the_users_schedule_in_each_layer(tmp_path: P
     }
     run(tmp_path / "plain", case)
     run(tmp_path / "search", case, SilentDryRun())
-    plain, search = (rows(tmp_path / name) for name in ("plain", "search"))
+    plain, search = (csv_rows(tmp_path / name) for name in ("plain", "search"))
     for left, right in zip(plain, search, strict=True):
         for suffix in ("", "-weight_decay"):
             own = left.pop(f"lr-SGD{suffix}")
             assert {right.pop(f"lr-SGD/{layer}{suffix}") for layer in LAYERS} == {own}
         assert left == right
     assert len(plain) > 18
-
-
-def rows(folder: Path) -> list[dict[str, str]]:
-    with (folder / "metrics.csv").open() as file:
-        return list(csv.DictReader(file))

@@ -1,0 +1,89 @@
+"""Candidates that diverge, and errors in probes."""
+
+from __future__ import annotations
+
+import math
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.tiny import TinyModel, fit, probing_callback, same_state
+
+LAYERS = ["first", "norm", "last"]
+
+
+def test_diverging_candidates_lose_and_the_run_goes_on(tmp_path: Path) -> None:
+    """With lr up to 1e30 most probes end in NaN or infinite weights."""
+    callback = probing_callback(lr_bounds=(1e-3, 1e30), population_size=6)
+    build = partial(TinyModel, lambda p: torch.optim.SGD(p, lr=0.01))
+    model, trainer = fit(tmp_path, [callback], model=build)
+    perf = [p for r in callback.history for p in r["target_perf"] + r["trial_perf"]]
+    assert None in perf
+    assert all(torch.isfinite(p).all() for p in model.parameters())
+    assert math.isfinite(float(trainer.callback_metrics["val_loss"]))
+    probes = callback.probe_steps_taken / 3
+    assert callback.evaluations < probes  # a diverged probe is not validated
+
+
+def test_nan_loss_in_every_probe_changes_nothing_but_warns(tmp_path: Path) -> None:
+    class NanInProbes(TinyModel):
+        def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
+            loss = super().training_step(batch, batch_idx)
+            return (
+                loss * float("nan")
+                if type(self.trainer.fit_loop.epoch_loop).__name__ == ("ProbeEpochLoop")
+                else loss
+            )
+
+    callback = probing_callback()
+    plain, _ = fit(tmp_path / "plain")
+    with pytest.warns(UserWarning, match="every candidate diverged after epoch 0"):
+        model, _ = fit(tmp_path / "search", [callback], model=NanInProbes)
+    assert same_state(plain.state_dict(), model.state_dict())
+    assert callback.schedule[-1]["lr"] == dict.fromkeys(LAYERS, 0.01)
+    assert all(p is None for p in callback.history[0]["target_perf"])
+
+
+def test_floating_point_error_in_validation_counts_as_divergence(tmp_path: Path) -> None:
+    class Strict(TinyModel):
+        def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
+            if self(batch[0]).abs().max() > 100:
+                raise FloatingPointError("scores out of range")
+            super().validation_step(batch, batch_idx)
+
+    callback = probing_callback(lr_bounds=(1e-3, 1e3), population_size=8)
+    build = partial(Strict, lambda p: torch.optim.SGD(p, lr=0.01))
+    fit(tmp_path, [callback], model=build, max_epochs=1)
+    perf = callback.history[0]["target_perf"]
+    assert None in perf
+    assert any(p is not None for p in perf)
+
+
+def test_an_error_in_a_probe_leaves_weights_and_search_as_they_were(tmp_path: Path) -> None:
+    class Fails(TinyModel):
+        calls = 0
+
+        def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
+            Fails.calls += 1
+            if Fails.calls == 30:
+                raise RuntimeError("out of luck")
+            super().validation_step(batch, batch_idx)
+
+    callback = probing_callback()
+    built: list[TinyModel] = []
+
+    def build() -> TinyModel:
+        built.append(Fails())
+        return built[0]
+
+    with pytest.raises(RuntimeError, match="out of luck"):
+        fit(tmp_path / "search", [callback], model=build)
+    plain, _ = fit(tmp_path / "plain", max_epochs=1)
+    assert same_state(plain.state_dict(), built[0].state_dict())
+    assert callback.history == []
+    assert callback._search is not None
+    assert callback._search.state_dict()["told"] == []
+    assert all(module.training for module in built[0].modules())
