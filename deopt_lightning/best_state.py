@@ -95,7 +95,7 @@ class BestState:
             "vector": self.vector.tolist(),
             "epoch": self.epoch,
             "lowest": self._lowest,
-            "perfs": self._perfs,
+            "perfs": list(self._perfs),
         }
 
     def load_state_dict(self, state: dict[str, Any], present: Snapshot) -> None:

@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import lightning as L
 import numpy as np
 import pytest
 import torch
@@ -195,3 +196,18 @@ def test_a_callback_can_be_used_again(tmp_path: Path) -> None:
     second, _ = fit(tmp_path / "b", [callback])
     assert same_state(first.state_dict(), second.state_dict())
     assert [{**record, "seconds": 0} for record in callback.history] == history
+
+
+@pytest.mark.parametrize("carry", ["population", "weights", "hyperparameters", "chain"])
+def test_a_saved_state_does_not_follow_the_run(carry: str, tmp_path: Path) -> None:
+    states: list[tuple[dict[str, Any], str]] = []
+
+    class Keeps(L.Callback):
+        def on_train_epoch_end(self, *args: Any) -> None:
+            state = callback.state_dict()
+            states.append((state, repr(state)))
+
+    callback = DEOptCallback("val_loss", carry=carry)
+    fit(tmp_path, [callback, Keeps()])
+    assert len(states) == 3
+    assert all(repr(state) == then for state, then in states)
