@@ -32,7 +32,8 @@ def run(cfg: DictConfig, own_configs: str | None = None, command: str = "") -> l
     """Run what is missing and write the report.
 
     With ``report_only`` nothing is run. If the folder then holds the collected runs of another
-    one (``collect``), the report is made from these, whatever else the configuration says.
+    one (``collect``), the report is made from these, whatever else the configuration says. With
+    ``add_to`` finished runs join those collected in another folder.
 
     Args:
         cfg: the composed configuration.
@@ -57,9 +58,32 @@ def run(cfg: DictConfig, own_configs: str | None = None, command: str = "") -> l
             _say(f"report: {place / 'report.html'}")
         if cfg.collect is not None:
             write_archive(Path(cfg.collect), frame, results)
+        if cfg.add_to is not None:
+            add_runs(list(results.of), Path(cfg.add_to), Path(scratch) / "kept")
     for cell in failed:
         print(f"failed: {cell.name} (see {cell.folder / 'log.txt'})", file=sys.stderr)
     return failed
+
+
+def add_runs(finished: list[Cell], folder: Path, scratch: Path) -> None:
+    """Let runs join collected ones, in place of earlier runs of the same cells.
+
+    Args:
+        finished: cells with a result.
+        folder: of the collected runs.
+        scratch: an empty folder.
+
+    Raises:
+        ValueError: the folder holds no collected runs.
+    """
+    if not is_archive(folder):
+        raise ValueError(f"add_to={folder} holds no collected runs; make it with collect={folder}.")
+    frame, kept = read_archive(folder, scratch)
+    cells = {cell.name: cell for cell in [*kept, *finished]}
+    results = Results(list(cells.values()), frame.metrics, frame.baseline)
+    write_archive(folder, frame, results)
+    write_report(folder, frame, results)
+    _say(f"report: {folder / 'report.html'}")
 
 
 def frame_of(cfg: DictConfig, command: str) -> Frame:
@@ -141,7 +165,7 @@ def _task(cfg: DictConfig) -> None:
 
 def _command() -> str:
     """The command line, without what decides only where, how fast or whether anything is run."""
-    how = ("report_only=", "collect=", "output_dir=", "n_jobs=")
+    how = ("report_only=", "collect=", "add_to=", "output_dir=", "n_jobs=")
     chosen = [text for text in HydraConfig.get().overrides.task if not text.startswith(how)]
     return shlex.join(["recsys-compare", *chosen])
 

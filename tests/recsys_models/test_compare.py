@@ -9,6 +9,7 @@ from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 
 from recsys_models import compare, train
+from recsys_models.comparison.archive import read_archive, write_archive
 from recsys_models.comparison.cells import run_missing
 from recsys_models.comparison.page import write_report
 from recsys_models.comparison.results import Results
@@ -295,6 +296,9 @@ def test_command_runs_cells_lists_a_crash_and_rebuilds_the_report(command, tmp_p
     (tmp_path / "kept" / "report.md").unlink()
     command("output_dir=kept", "report_only=true")
     assert (tmp_path / "kept" / "report.md").read_text() == remade
+    (tmp_path / "kept" / "report.md").unlink()
+    command(*choice, "report_only=true", "add_to=kept")
+    assert (tmp_path / "kept" / "report.md").read_text() == remade
     cell = folder / "cells" / "synthetic" / "bpr_mf" / "none" / "seed0"
     kept = json.loads((cell / "result.json").read_text())
     assert kept["tuner"] == "none"
@@ -302,9 +306,28 @@ def test_command_runs_cells_lists_a_crash_and_rebuilds_the_report(command, tmp_p
         assert arrays["ndcg@10"].mean() == pytest.approx(kept["test"]["ndcg@10"])
 
 
+def test_runs_join_collected_ones_in_place_of_earlier_runs_of_the_same_cells(tmp_path):
+    first = cells(tmp_path / "first", seeds=[0])
+    second = cells(tmp_path / "second", seeds=[0, 1], datasets=["ml_1m"])
+    run_missing(first[:-1], pretend, 1, lambda text: None)
+    write_archive(tmp_path / "kept", FRAME, Results(first, FRAME.metrics, FRAME.baseline))
+    for cell in second:
+        cell.folder.mkdir(parents=True)
+        (cell.folder / "cell.json").write_text(json.dumps(list(cell.overrides)))
+        write_json(invented(cell, ndcg=0.9), cell.folder / "result.json")
+    again = Results(second, FRAME.metrics, FRAME.baseline)
+    compare.add_runs(list(again.of), tmp_path / "kept", tmp_path / "scratch")
+    _, kept = read_archive(tmp_path / "kept", tmp_path / "read")
+    values = {cell.name: cell.result().test["ndcg@10"] for cell in kept}
+    assert len(kept) == 2 * 2 * 3 + 2 * 3
+    assert {name for name, value in values.items() if value == 0.9} == {c.name for c in second}
+    assert values["filmtrust neumf grid seed 0"] == pytest.approx(0.35)
+    assert "18 of 18 runs finished, seeds 0, 1" in (tmp_path / "kept" / "report.md").read_text()
+
+
 def test_bad_settings_end_in_one_clear_message(command, capsys):
-    for wrong in ("n_jobs=0", "tuners=[]"):
+    for wrong in (["n_jobs=0"], ["tuners=[]"], ["report_only=true", "add_to=nowhere"]):
         with pytest.raises(SystemExit) as stopped:
-            command(wrong)
+            command(*wrong)
         assert stopped.value.code == 1
         assert capsys.readouterr().err.startswith("error: ")
