@@ -1,4 +1,4 @@
-"""The README's Python runs, and the names in its tables exist."""
+"""The README's Python runs, and what documents name exists."""
 
 from __future__ import annotations
 
@@ -12,6 +12,9 @@ from tests.tiny import TinyModel, train_loader, val_loader
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
+DOCUMENTS = sorted(
+    [ROOT / "README.md", *(ROOT / "docs").rglob("*.md"), *(ROOT / "benchmarks").rglob("*.md")]
+)
 BLOCKS = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
 
 
@@ -29,12 +32,17 @@ def test_python_blocks_run(index: int, tmp_path: Path, monkeypatch: pytest.Monke
         assert names["perf"] > -1e-6
 
 
-def test_named_files_exist() -> None:
-    named = re.findall(r"`((?:deopt_lightning|recsys_models|tests)/[\w/.]+)`", README)
-    named += re.findall(r"\]\(([^)#]+)\)", README)
-    assert named
-    missing = [name for name in named if not (ROOT / name).exists()]
-    assert not missing
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_named_files_exist(document: Path) -> None:
+    text = document.read_text()
+    links = re.findall(r"\]\(([^)#:]+)\)", text)
+    assert not [link for link in links if not (document.parent / link).exists()]
+    named = re.findall(r"`((?:deopt_lightning|recsys_models|tests|benchmarks|conf)/[\w/.]+)`", text)
+    assert not [name for name in named if not (ROOT / name).exists()]
+    folders = ("deopt_lightning", "recsys_models", "tests", "benchmarks", "examples")
+    programs = {path.stem for folder in folders for path in (ROOT / folder).rglob("*.py")}
+    by_name = re.findall(r"`(\w+)\.py[` ]", text) + re.findall(r"`(test_\w+)`", text)
+    assert not [name for name in by_name if name not in programs]
 
 
 def test_named_equations_exist() -> None:
