@@ -212,3 +212,23 @@ def probing_callback(**options: Any) -> DEOptCallback:
 def csv_rows(folder: Path) -> list[dict[str, str]]:
     with (folder / "metrics.csv").open() as file:
         return list(csv.DictReader(file))
+
+
+class Recorder(TinyModel):
+    """Notes every batch, draw and weight that a training step sees."""
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        object.__setattr__(self, "seen", Seen())
+
+    def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
+        weight = self.first.weight.detach().clone()
+        self.seen.steps.append((self.trainer.global_step, batch[0].clone(), torch.rand(1), weight))
+        return super().training_step(batch, batch_idx)
+
+
+class Seen:
+    """Not a plain value, so a snapshot leaves it alone."""
+
+    def __init__(self) -> None:
+        self.steps: list[Any] = []

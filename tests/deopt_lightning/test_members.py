@@ -16,9 +16,9 @@ from torch import nn
 from torch.utils.data import DataLoader, Sampler
 
 from deopt_lightning import DEOptCallback
-from tests.deopt_lightning.test_callback import Recorder
 from tests.deopt_lightning.test_resume import comparable
 from tests.tiny import (
+    Recorder,
     SilentDryRun,
     TinyModel,
     ValuesPerEpoch,

@@ -14,27 +14,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 
 from deopt_lightning import DEOptCallback
 from deopt_lightning.snapshot import Snapshot
-from tests.tiny import TinyModel, csv_rows, fit, probing_callback, same_state, val_loader
-
-
-class Recorder(TinyModel):
-    """Notes every batch, draw and weight that a training step sees."""
-
-    def __init__(self, *args: Any) -> None:
-        super().__init__(*args)
-        object.__setattr__(self, "seen", Seen())
-
-    def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
-        weight = self.first.weight.detach().clone()
-        self.seen.steps.append((self.trainer.global_step, batch[0].clone(), torch.rand(1), weight))
-        return super().training_step(batch, batch_idx)
-
-
-class Seen:
-    """Not a plain value, so a snapshot leaves it alone."""
-
-    def __init__(self) -> None:
-        self.steps: list[Any] = []
+from tests.tiny import Recorder, TinyModel, csv_rows, fit, probing_callback, same_state, val_loader
 
 
 def test_candidates_of_a_generation_share_start_batches_and_randomness(tmp_path: Path) -> None:
