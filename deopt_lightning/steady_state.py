@@ -164,10 +164,11 @@ class SteadyStateDE:
             return parents
         size = self.population_size
         bests = [*self._late_bests, max([float(told[best]), *self._late_bests[-1:]])]
-        self._late_bests, past = bests[-PATIENCE:], bests[:-PATIENCE]
+        self._late_bests = bests[-PATIENCE - 1 :]
+        past_best = bests[-PATIENCE - 1] if len(bests) > PATIENCE else -np.inf
         for run in self._runs:
             goes_on = run.place is not None and run.place >= size
-            run.hear(told, self.generation, max(past, default=-np.inf), beside=goes_on)
+            run.hear(told, self.generation, past_best, beside=goes_on)
         replaced, others = self._choose(told, best, keep)
         self.archive = self._kept(np.concatenate([self.archive, self.vectors[replaced]]))
         trials = [
@@ -272,7 +273,7 @@ class SteadyStateDE:
             "first": self.first.tolist(),
             "archive": self.archive.tolist(),
             "runs": [run.state_dict() for run in self._runs],
-            "late_bests": self._late_bests,
+            "late_bests": list(self._late_bests),
             "random_state": self._rng.bit_generator.state,
         }
 

@@ -43,8 +43,11 @@ def run(cfg: DictConfig, own_configs: str | None = None, command: str = "") -> l
     Returns:
         The cells that failed.
     """
-    folder = output_folder(cfg)
-    failed = []
+    folder, failed = output_folder(cfg), []
+    if cfg.add_to is not None and not is_archive(Path(cfg.add_to)):
+        raise ValueError(
+            f"add_to={cfg.add_to} holds no collected runs; make it with collect={cfg.add_to}."
+        )
     with TemporaryDirectory() as scratch:
         if cfg.report_only and is_archive(folder):
             frame, cells = read_archive(folder, Path(scratch))
@@ -53,11 +56,9 @@ def run(cfg: DictConfig, own_configs: str | None = None, command: str = "") -> l
         if not cfg.report_only:
             failed = run_missing(cells, launcher(own_configs), cfg.n_jobs, _say)
         results = Results(cells, frame.metrics, frame.baseline)
-        for place in [folder] if cfg.collect is None else [folder, Path(cfg.collect)]:
-            write_report(place, frame, results)
-            _say(f"report: {place / 'report.html'}")
+        _report(folder, frame, results)
         if cfg.collect is not None:
-            write_archive(Path(cfg.collect), frame, results)
+            _collect(Path(cfg.collect), frame, results)
         if cfg.add_to is not None:
             add_runs(list(results.of), Path(cfg.add_to), Path(scratch) / "kept")
     for cell in failed:
@@ -72,16 +73,19 @@ def add_runs(finished: list[Cell], folder: Path, scratch: Path) -> None:
         finished: cells with a result.
         folder: of the collected runs.
         scratch: an empty folder.
-
-    Raises:
-        ValueError: the folder holds no collected runs.
     """
-    if not is_archive(folder):
-        raise ValueError(f"add_to={folder} holds no collected runs; make it with collect={folder}.")
     frame, kept = read_archive(folder, scratch)
     cells = {cell.name: cell for cell in [*kept, *finished]}
-    results = Results(list(cells.values()), frame.metrics, frame.baseline)
+    _collect(folder, frame, Results(list(cells.values()), frame.metrics, frame.baseline))
+
+
+def _collect(folder: Path, frame: Frame, results: Results) -> None:
+    """Keeps runs in small files, with their report."""
+    _report(folder, frame, results)
     write_archive(folder, frame, results)
+
+
+def _report(folder: Path, frame: Frame, results: Results) -> None:
     write_report(folder, frame, results)
     _say(f"report: {folder / 'report.html'}")
 

@@ -35,7 +35,7 @@ def test_python_blocks_run(index: int, tmp_path: Path, monkeypatch: pytest.Monke
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
 def test_named_files_exist(document: Path) -> None:
     text = document.read_text()
-    links = re.findall(r"\]\(([^)#:]+)\)", text)
+    links = re.findall(r"\]\(([^)#:]+)[#)]", text)
     assert not [link for link in links if not (document.parent / link).exists()]
     named = re.findall(r"`((?:deopt_lightning|recsys_models|tests|benchmarks|conf)/[\w/.]+)`", text)
     assert not [name for name in named if not (ROOT / name).exists()]
@@ -43,6 +43,7 @@ def test_named_files_exist(document: Path) -> None:
     programs = {path.stem for folder in folders for path in (ROOT / folder).rglob("*.py")}
     by_name = re.findall(r"`(\w+)\.py[` ]", text) + re.findall(r"`(test_\w+)`", text)
     assert not [name for name in by_name if name not in programs]
+    assert named or document != ROOT / "README.md"
 
 
 def test_named_equations_exist() -> None:

@@ -18,6 +18,8 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from deopt_lightning import DEOptCallback
 
+LAYERS = ["first", "norm", "last"]  # of the model below
+
 
 class TinyModel(L.LightningModule):
     """Regression with everything that a probe could leave changed.

@@ -14,9 +14,7 @@ import torch
 from lightning.pytorch.callbacks import LearningRateMonitor, TQDMProgressBar
 
 from deopt_lightning import DEOptCallback
-from tests.tiny import TinyModel, csv_rows, fit, probing_callback, same_state
-
-LAYERS = ["first", "norm", "last"]
+from tests.tiny import LAYERS, TinyModel, csv_rows, fit, probing_callback, same_state
 
 
 def test_one_argument_is_enough(tmp_path: Path) -> None:

@@ -10,9 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.tiny import TinyModel, fit, probing_callback, same_state
-
-LAYERS = ["first", "norm", "last"]
+from tests.tiny import LAYERS, TinyModel, fit, probing_callback, same_state
 
 
 def test_diverging_candidates_lose_and_the_run_goes_on(tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from deopt_lightning import DEOptCallback
 from tests.tiny import (
+    LAYERS,
     ManualModel,
     SilentDryRun,
     TinyModel,
@@ -79,7 +80,6 @@ def compiled() -> Any:
 
 
 schedule = torch.optim.lr_scheduler
-LAYERS = ("first", "norm", "last")
 CASES: dict[str, dict[str, Any]] = {
     "default": {},
     "accumulation with a ragged last window": {"accumulate_grad_batches": 5},

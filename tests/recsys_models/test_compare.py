@@ -326,7 +326,12 @@ def test_runs_join_collected_ones_in_place_of_earlier_runs_of_the_same_cells(tmp
 
 
 def test_bad_settings_end_in_one_clear_message(command, capsys):
-    for wrong in (["n_jobs=0"], ["tuners=[]"], ["report_only=true", "add_to=nowhere"]):
+    for wrong in (
+        ["n_jobs=0"],
+        ["tuners=[]"],
+        ["add_to=nowhere"],
+        ["report_only=true", "add_to=nowhere"],
+    ):
         with pytest.raises(SystemExit) as stopped:
             command(*wrong)
         assert stopped.value.code == 1
