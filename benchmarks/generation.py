@@ -208,7 +208,7 @@ def by_hand(
             if all_plain:
                 plain.ndcg(module, parts)
             else:
-                evaluate(module.score_users, validation)
+                evaluate(module.scorer(), validation)
         module.train()
         seconds.append(time.perf_counter() - began)
     return CANDIDATES * statistics.median(seconds)
@@ -217,7 +217,7 @@ def by_hand(
 @torch.no_grad()
 def check_plain(module, batch, validation, parts) -> None:
     torch.testing.assert_close(plain.loss(module, batch), module.training_loss(batch))
-    ours = evaluate(module.score_users, validation)["ndcg@10"]
+    ours = evaluate(module.scorer(), validation)["ndcg@10"]
     torch.testing.assert_close(plain.ndcg(module, parts), ours, rtol=1e-3, atol=1e-5)
 
 

@@ -62,7 +62,7 @@ def inner_run(overrides: Sequence[str], seed: int) -> tuple[float, int]:
     training.model.eval().cpu()
     batches = list(data.test_dataloader())
     with torch.no_grad():
-        ours = evaluate(training.model.score_users, batches)["ndcg@10"]
+        ours = evaluate(training.model.scorer(), batches)["ndcg@10"]
     popular = evaluate(MostPop(data.train).score_users, batches)["ndcg@10"]
     best = max if cfg.mode == "max" else min
     return float(ours - popular), 1 + values.index(best(values))

@@ -79,7 +79,7 @@ def main() -> None:
 
     often = {
         "bare": partial(bare, bpr_mf, batches),
-        "ours": partial(evaluate, bpr_mf.score_users, batches, TOP_K),
+        "ours": partial(evaluate, bpr_mf.scorer(), batches, TOP_K),
         "torchmetrics_one": partial(torchmetrics_ndcg, *pairs),
         "neumf": partial(neumf.score_users, few.users),
     } | {
@@ -173,7 +173,7 @@ def torchmetrics_all(scores: Tensor, relevant: Tensor, rows: Tensor) -> dict[str
 
 
 def check_torchmetrics(model: BPRMF, batch: RankingBatch, pairs: tuple[Tensor, ...]) -> None:
-    ours = evaluate(model.score_users, [batch], TOP_K)[f"ndcg@{TOP_K[0]}"]
+    ours = evaluate(model.scorer(), [batch], TOP_K)[f"ndcg@{TOP_K[0]}"]
     torch.testing.assert_close(torchmetrics_ndcg(*pairs)[0], ours, rtol=1e-4, atol=1e-6)
 
 

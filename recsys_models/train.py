@@ -234,7 +234,7 @@ def _read_test_set(
     by_user = {}
     if isinstance(model, RecommenderModule) and trainer.world_size == 1:
         model.eval()
-        by_user = per_user(model.score_users, test, top_k, model.device)
+        by_user = per_user(model.scorer(), test, top_k, model.device)
     return metrics, references, by_user
 
 

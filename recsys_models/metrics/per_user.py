@@ -1,6 +1,6 @@
 """Ranking metrics of every single user, for tests that pair users."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import torch
@@ -10,12 +10,12 @@ from torch import Tensor
 from recsys_models.data.batches import RankingBatch
 from recsys_models.metrics.functional import METRICS
 from recsys_models.metrics.ranking import RankingMetrics
-from recsys_models.metrics.ranks import hits, ranks_of_relevant
+from recsys_models.metrics.ranks import Scorer, hits, ranks_by
 
 
 @torch.no_grad()
 def per_user(
-    score_users: Callable[[Tensor], Tensor],
+    scorer: Scorer,
     batches: Iterable[RankingBatch],
     top_k: Sequence[int | str] = (10,),
     device: torch.device | str = "cpu",
@@ -23,7 +23,7 @@ def per_user(
     """The numbers that `RankingMetrics` takes means of, in the order of the batches.
 
     Args:
-        score_users: from user ids on the device, shape (B,), to fresh scores, shape (B, I).
+        scorer: takes user ids on the device.
         batches: for example ``RecsysDataModule.test_dataloader()``.
         top_k: as for ``RankingMetrics``.
         device: where to rank.
@@ -37,19 +37,19 @@ def per_user(
     for on_cpu in batches:
         batch = on_cpu.on(device)
         places = max(k for _, k in named.wanted)
-        lists, relevant = _lists(score_users(batch.users), batch, places)
+        lists, relevant = _lists(scorer, batch, places)
         for label, (metric, k) in zip(named.names, named.wanted, strict=True):
             found = METRICS[metric](lists, relevant, k)
             values[label].append((_per_row(found, batch) if batch.one_by_one else found).cpu())
     return {name: torch.cat(parts).numpy() for name, parts in values.items()}
 
 
-def _lists(scores: Tensor, batch: RankingBatch, places: int) -> tuple[Tensor, Tensor]:
+def _lists(scorer: Scorer, batch: RankingBatch, places: int) -> tuple[Tensor, Tensor]:
     """Hits of each list, and its number of relevant items."""
-    found = hits(ranks_of_relevant(scores, batch, places), batch, places)
+    found = hits(ranks_by(scorer, batch, places), batch, places)
     if batch.one_by_one:
         return found, torch.ones_like(batch.relevant_rows)
-    return found, torch.bincount(batch.relevant_rows, minlength=len(scores))
+    return found, torch.bincount(batch.relevant_rows, minlength=len(batch.users))
 
 
 def _per_row(values: Tensor, batch: RankingBatch) -> Tensor:

@@ -1,6 +1,6 @@
 """Ranking metrics of a whole data set, as sums that add up over batches and processes."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
@@ -8,10 +8,10 @@ from torchmetrics import Metric
 
 from recsys_models.data.batches import RankingBatch
 from recsys_models.metrics.functional import METRICS
-from recsys_models.metrics.ranks import hits, ranks_of_relevant
+from recsys_models.metrics.products import Products
+from recsys_models.metrics.ranks import Scorer, hits, ranks_by, ranks_of_relevant
 
 DEFAULT_METRICS = ("ndcg", "recall", "hr")
-_USERS_AT_ONCE = 128  # on a CPU, where their scores are still in the cache when they are ranked
 
 
 class RankingMetrics(Metric):
@@ -52,13 +52,13 @@ class RankingMetrics(Metric):
         for count in ("lists", "users", "skipped"):
             self.add_state(count, default=torch.tensor(0), dist_reduce_fx="sum")
 
-    def update(self, scores: Tensor | Callable[[Tensor], Tensor], batch: RankingBatch) -> None:
+    def update(self, scores: Tensor | Scorer, batch: RankingBatch) -> None:
         """Rank the unseen items of a batch of users and add up their metrics.
 
         Args:
             scores: shape (B, I), one row per user of the batch, overwritten by the masking. Or what
-                gives fresh scores, shape (b, I), for user ids of shape (b,); on a CPU it is asked
-                for a few users at a time, so that their scores are ranked while they are cached.
+                gives scores; on a CPU it is asked for a few users at a time, so that their scores
+                are ranked while they are cached, and products of vectors are ranked without it.
             batch: the users, the items to leave out and the items to find.
         """
         places = max(k for _, k in self.wanted)
@@ -66,9 +66,7 @@ class RankingMetrics(Metric):
         if isinstance(scores, Tensor):
             ranks = ranks_of_relevant(scores, batch, places)
         else:
-            at_once = _USERS_AT_ONCE if batch.users.device.type == "cpu" else len(batch.users)
-            parts = batch.split(at_once)
-            ranks = torch.cat([ranks_of_relevant(scores(p.users), p, places) for p in parts])
+            ranks = ranks_by(scores, batch, places)
         num_relevant = torch.bincount(batch.relevant_rows, minlength=len(batch.users))
         counted = num_relevant > 0
         self.users += counted.sum()
@@ -102,7 +100,7 @@ class RankingMetrics(Metric):
 
 @torch.no_grad()
 def evaluate(
-    score_users: Callable[[Tensor], Tensor],
+    scorer: Scorer,
     batches: Iterable[RankingBatch],
     top_k: Sequence[int | str] = (10,),
     device: torch.device | str = "cpu",
@@ -113,7 +111,7 @@ def evaluate(
     all users.
 
     Args:
-        score_users: from user ids on the CPU, shape (B,), to fresh scores, shape (B, I).
+        scorer: takes user ids on the CPU; or `Products` of tables on the device.
         batches: for example ``RecsysDataModule.val_dataloader()``.
         top_k: as for ``RankingMetrics``.
         device: where to rank, and to add up over processes.
@@ -122,8 +120,12 @@ def evaluate(
         As ``RankingMetrics.compute``.
     """
     metrics = RankingMetrics(top_k).to(device)
+
+    def on_device(users: Tensor) -> Tensor:
+        return scorer(users.cpu()).to(device)
+
     for batch in batches:
-        metrics.update(lambda users: score_users(users.cpu()).to(device), batch)
+        metrics.update(scorer if isinstance(scorer, Products) else on_device, batch)
     return metrics.compute()
 
 

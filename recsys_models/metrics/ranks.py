@@ -3,12 +3,19 @@
 B users, I items, R relevant items, K places. Relevance is 0 or 1.
 """
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
 from recsys_models import native
 from recsys_models.data.batches import RankingBatch
+from recsys_models.metrics.products import Products
 
+Scorer = Callable[[Tensor], Tensor] | Products
+"""From user ids, shape (B,), to fresh scores of all items, shape (B, I)."""
+
+_USERS_AT_ONCE = 128  # on a CPU, where their scores are still in the cache when they are ranked
 _ROWS_AT_ONCE = 256  # whole rows that are compared at a time where scores tie
 
 
@@ -39,6 +46,17 @@ def ranks_of_relevant(scores: Tensor, batch: RankingBatch, k: int) -> Tensor:
         return ranks
     near, ranks = (_sorted_alone if batch.one_by_one else _sorted)(scores, batch, k)
     return torch.full_like(batch.relevant_rows, k).index_copy_(0, near, ranks)
+
+
+def ranks_by(scorer: Scorer, batch: RankingBatch, k: int) -> Tensor:
+    """The same by what gives scores; on a CPU it is asked for a few users at a time."""
+    on_cpu = batch.users.device.type == "cpu"
+    if on_cpu and isinstance(scorer, Products):
+        ranks = scorer.ranks(batch, k)
+        if ranks is not None:
+            return ranks
+    parts = batch.split(_USERS_AT_ONCE if on_cpu else len(batch.users))
+    return torch.cat([ranks_of_relevant(scorer(part.users), part, k) for part in parts])
 
 
 def hits(ranks: Tensor, batch: RankingBatch, k: int) -> Tensor:

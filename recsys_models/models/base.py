@@ -13,7 +13,7 @@ from torch.nn import Parameter
 from torch.optim import Optimizer
 
 from recsys_models.data.batches import RankingBatch, TrainBatch
-from recsys_models.metrics import RankingMetrics
+from recsys_models.metrics import RankingMetrics, Scorer
 from recsys_models.models.compiled_loss import compiled_loss
 from recsys_models.models.rows import pair_scores, rows
 from recsys_models.optim import RowSparseOptimizer
@@ -66,6 +66,10 @@ class RecommenderModule(L.LightningModule):
     @abstractmethod
     def score_users(self, users: Tensor) -> Tensor:
         """Scores of all items, higher is better: from shape (B,) to a fresh (B, num_items)."""
+
+    def scorer(self) -> Scorer:
+        """What a ranking is made by: ``score_users``, or tables whose products the scores are."""
+        return self.score_users
 
     @abstractmethod
     def training_loss(self, batch: TrainBatch) -> Tensor:
@@ -207,7 +211,7 @@ class RecommenderModule(L.LightningModule):
     def _rank(self, batch: RankingBatch, metrics: RankingMetrics) -> None:
         self._check_ids(batch.users, batch.seen_items, batch.relevant_items)
         with torch.autocast(batch.users.device.type, enabled=False):  # rounded scores tie
-            metrics.update(self.score_users, batch)
+            metrics.update(self.scorer(), batch)
 
     def _log_metrics(self, stage: str, metrics: RankingMetrics) -> None:
         # compute() has already summed over processes; the mean of equal values changes nothing.

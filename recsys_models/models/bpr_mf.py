@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from recsys_models.data.batches import TrainBatch
 from recsys_models.losses import bpr_loss
+from recsys_models.metrics import Products
 from recsys_models.models.base import OptimizerFactory, RecommenderModule
 
 
@@ -48,10 +49,12 @@ class BPRMF(RecommenderModule):
 
     def score_users(self, users: Tensor) -> Tensor:
         """Scores of all items: from shape (B,) to (B, num_items)."""
-        vectors, items = self.user_embedding(users), self.item_embedding.weight.T
-        if self.item_bias is None:
-            return vectors @ items  # type: ignore[no-any-return]
-        return torch.addmm(self.item_bias.weight.T, vectors, items)
+        return self.scorer()(users)
+
+    def scorer(self) -> Products:
+        """The tables."""
+        bias = None if self.item_bias is None else self.item_bias.weight.squeeze(1)
+        return Products(self.user_embedding.weight, self.item_embedding.weight, bias)
 
     def training_loss(self, batch: TrainBatch) -> Tensor:
         """BPR loss of the batch; positives and negatives share one look-up for speed."""

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from recsys_models.data.batches import TrainBatch
 from recsys_models.data.interactions import Interactions
 from recsys_models.losses import bpr_loss
+from recsys_models.metrics import Products
 from recsys_models.models.adjacency import Adjacency, Norm
 from recsys_models.models.base import OptimizerFactory, RecommenderModule
 from recsys_models.models.rows import pair_scores
@@ -25,7 +26,7 @@ class GraphRecommender(RecommenderModule):
     Trainer, its attribute ``train``, or from ``set_interactions``; no checkpoint holds them.
 
     A training step passes the tables through the whole graph. An evaluation by the Trainer does so
-    once, at its start; ``score_users`` elsewhere does so at every call.
+    once, at its start; ``scorer`` and ``score_users`` elsewhere do so at every call.
 
     Args:
         num_users: number of users.
@@ -80,9 +81,12 @@ class GraphRecommender(RecommenderModule):
 
     def score_users(self, users: Tensor) -> Tensor:
         """Scores of all items: from shape (B,) to (B, num_items)."""
+        return self.scorer()(users)
+
+    def scorer(self) -> Products:
+        """Users' and items' part of E*."""
         table = self._final() if self._evaluated is None else self._evaluated
-        user_table, item_table = table.tensor_split((self.num_users,))
-        return user_table[users] @ item_table.T
+        return Products(*table.tensor_split((self.num_users,)))
 
     def training_loss(self, batch: TrainBatch) -> Tensor:
         """BPR loss of the batch."""

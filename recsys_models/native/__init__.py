@@ -5,7 +5,7 @@ devices and for other types, and that tests compare it with.
 """
 
 from recsys_models.native.library import column_parts, fits
-from recsys_models.native.ranks import ranks
+from recsys_models.native.ranks import product_ranks, ranks
 from recsys_models.native.relations import squared_distances
 from recsys_models.native.rows import (
     can_multiply_pairs,
@@ -22,6 +22,7 @@ __all__ = [
     "fits",
     "pair_gradients",
     "pair_products",
+    "product_ranks",
     "ranks",
     "row_gradients",
     "sparse_product",

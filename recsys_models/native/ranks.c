@@ -2,10 +2,22 @@
 
 #include <math.h>
 #include <stdint.h>
+#include <stdlib.h>
 
 #include "ids.h"
 
 enum { PART = 512 }; /* items that are counted before it is asked whether that is enough */
+
+typedef struct {
+    const int64_t *row, *item;
+    int64_t count;
+} entries;
+
+/* Scores of all items for some users, whose rows are counted from `first` on. */
+typedef struct {
+    float *scores;
+    int64_t first, rows, columns, stride;
+} lists;
 
 static int64_t number_above(const float *scores, int64_t count, float own) {
     int32_t number = 0;
@@ -37,9 +49,39 @@ static int64_t rank_within(const float *scores, int64_t from, int64_t to, float 
     return rank;
 }
 
-static void leave_out(float *scores, int64_t columns, const int64_t *row, const int64_t *column,
-                      int64_t count) {
-    for (int64_t i = 0; i < count; i++) scores[row[i] * columns + column[i]] = -INFINITY;
+static float *list_of(const lists *some, int64_t row) {
+    return some->scores + (row - some->first) * some->stride;
+}
+
+static void leave_out(const lists *some, entries pairs) {
+    for (int64_t i = 0; i < pairs.count; i++)
+        list_of(some, pairs.row[i])[pairs.item[i]] = -INFINITY;
+}
+
+/* As `ranks`, for some users; ids have been looked at. */
+static int ranks_of(const lists *some, entries seen, entries relevant, int one_by_one,
+                    int64_t limit, float *own, int64_t *ranks) {
+    const int64_t columns = some->columns;
+    for (int64_t i = 0; i < relevant.count; i++)
+        own[i] = list_of(some, relevant.row[i])[relevant.item[i]];
+    if (one_by_one && number_of_nan(own, relevant.count)) return 0;
+    leave_out(some, seen);
+    for (int64_t row = 0; row < some->rows; row++)
+        if (number_of_nan(some->scores + row * some->stride, columns)) return 0;
+    if (one_by_one) leave_out(some, relevant);
+    for (int64_t i = 0; i < relevant.count; i++) {
+        const float *list = list_of(some, relevant.row[i]);
+        const int64_t item = relevant.item[i];
+        int64_t rank = limit;
+        if (one_by_one) {
+            rank = rank_within(list, 0, columns, own[i], 0, 0, limit);
+        } else if (list[item] > -INFINITY) {
+            rank = rank_within(list, 0, item, own[i], 1, 0, limit);
+            rank = rank_within(list, item + 1, columns, own[i], 0, rank, limit);
+        }
+        ranks[i] = rank < limit ? rank : limit;
+    }
+    return 1;
 }
 
 /* Writes for each relevant item how many rank before it, or limit where those are as many or more.
@@ -57,28 +99,97 @@ int ranks(float *scores, int64_t rows, int64_t columns, const int64_t *seen_rows
           const int64_t *seen_items, int64_t num_seen, const int64_t *relevant_rows,
           const int64_t *relevant_items, int64_t num_relevant, int one_by_one, int64_t limit,
           float *own, int64_t *ranks) {
-    if (!within(seen_rows, num_seen, rows) || !within(seen_items, num_seen, columns) ||
-        !within(relevant_rows, num_relevant, rows) ||
-        !within(relevant_items, num_relevant, columns))
-        return 0;
-    for (int64_t i = 0; i < num_relevant; i++)
-        own[i] = scores[relevant_rows[i] * columns + relevant_items[i]];
-    if (one_by_one && number_of_nan(own, num_relevant)) return 0;
-    leave_out(scores, columns, seen_rows, seen_items, num_seen);
-    for (int64_t row = 0; row < rows; row++)
-        if (number_of_nan(scores + row * columns, columns)) return 0;
-    if (one_by_one) leave_out(scores, columns, relevant_rows, relevant_items, num_relevant);
-    for (int64_t i = 0; i < num_relevant; i++) {
-        const float *list = scores + relevant_rows[i] * columns;
-        const int64_t item = relevant_items[i];
-        int64_t rank = limit;
-        if (one_by_one) {
-            rank = rank_within(list, 0, columns, own[i], 0, 0, limit);
-        } else if (list[item] > -INFINITY) {
-            rank = rank_within(list, 0, item, own[i], 1, 0, limit);
-            rank = rank_within(list, item + 1, columns, own[i], 0, rank, limit);
-        }
-        ranks[i] = rank < limit ? rank : limit;
+    const entries seen = {seen_rows, seen_items, num_seen};
+    const entries relevant = {relevant_rows, relevant_items, num_relevant};
+    const lists all = {scores, 0, rows, columns, columns};
+    return within(seen_rows, num_seen, rows) && within(seen_items, num_seen, columns) &&
+           within(relevant_rows, num_relevant, rows) &&
+           within(relevant_items, num_relevant, columns) &&
+           ranks_of(&all, seen, relevant, one_by_one, limit, own, ranks);
+}
+
+/* USERS * VECTORS sums, and what is added to them, fit into the registers. */
+#ifdef __AVX512F__
+enum { WIDTH = 16, USERS = 12 };
+#else
+enum { WIDTH = 8, USERS = 6 };
+#endif
+enum { VECTORS = 2, ITEMS = VECTORS * WIDTH };
+
+typedef float wide __attribute__((vector_size(4 * WIDTH), aligned(4), may_alias));
+
+/* Writes rows, (count, dim), so that `at_once` of them lie beside each other: (.., dim, at_once). */
+static void lay_together(const float *rows, int64_t count, int64_t dim, int64_t at_once,
+                         float *together) {
+    for (int64_t row = 0; row < count; row++, rows += dim) {
+        float *own = together + row / at_once * dim * at_once + row % at_once;
+        for (int64_t i = 0; i < dim; i++) own[i * at_once] = rows[i];
     }
-    return 1;
+}
+
+/* Scores of USERS users and ITEMS items. */
+static void products(const float *users, const wide *items, int64_t dim, const wide *bias,
+                     float *scores, int64_t stride) {
+    wide sum[USERS][VECTORS];
+    for (int u = 0; u < USERS; u++)
+        for (int v = 0; v < VECTORS; v++) sum[u][v] = bias[v];
+    for (int64_t i = 0; i < dim; i++, users += USERS, items += VECTORS)
+        for (int u = 0; u < USERS; u++)
+            for (int v = 0; v < VECTORS; v++) sum[u][v] += users[u] * items[v];
+    for (int u = 0; u < USERS; u++)
+        for (int v = 0; v < VECTORS; v++) ((wide *)(scores + u * stride))[v] = sum[u][v];
+}
+
+static int ascend(const int64_t *rows, int64_t count, int64_t bound) {
+    int64_t down = count && (rows[0] < 0 || rows[count - 1] >= bound);
+    for (int64_t i = 1; i < count; i++) down += rows[i] < rows[i - 1];
+    return down == 0;
+}
+
+/* The entries that name rows before `row`, which are taken off. */
+static entries take(entries *rest, int64_t row) {
+    entries taken = *rest;
+    while (rest->count && *rest->row < row) rest->row++, rest->item++, rest->count--;
+    taken.count -= rest->count;
+    return taken;
+}
+
+/* As `ranks`, of scores that are products of vectors plus a bias, a few users' at a time.
+ *
+ * users: (rows, dim); items: (columns, dim); bias: (columns,) or NULL. Rows of entries ascend.
+ *
+ * Returns whether it did; not where an id is out of bounds, rows do not ascend, a score is NaN or
+ * there is no memory to do it in.
+ */
+int product_ranks(const float *users, const float *items, const float *bias, int64_t rows,
+                  int64_t columns, int64_t dim, const int64_t *seen_rows,
+                  const int64_t *seen_items, int64_t num_seen, const int64_t *relevant_rows,
+                  const int64_t *relevant_items, int64_t num_relevant, int one_by_one,
+                  int64_t limit, float *own, int64_t *ranks) {
+    entries seen = {seen_rows, seen_items, num_seen};
+    entries relevant = {relevant_rows, relevant_items, num_relevant};
+    if (!ascend(seen_rows, num_seen, rows) || !ascend(relevant_rows, num_relevant, rows) ||
+        !within(seen_items, num_seen, columns) || !within(relevant_items, num_relevant, columns))
+        return 0;
+    const int64_t stride = (columns + ITEMS - 1) / ITEMS * ITEMS;
+    float *items_together = calloc((dim + 1 + USERS) * stride + USERS * dim, sizeof(float));
+    if (items_together == NULL) return 0;
+    float *biases = items_together + dim * stride, *scores = biases + stride;
+    float *users_together = scores + USERS * stride;
+    lay_together(items, columns, dim, ITEMS, items_together);
+    for (int64_t item = 0; bias != NULL && item < columns; item++) biases[item] = bias[item];
+    int done = 1;
+    for (int64_t row = 0; done && row < rows; row += USERS) {
+        const int64_t count = rows - row < USERS ? rows - row : USERS;
+        lay_together(users + row * dim, count, dim, USERS, users_together);
+        for (int64_t item = 0; item < columns; item += ITEMS)
+            products(users_together, (const wide *)(items_together + item * dim), dim,
+                     (const wide *)(biases + item), scores + item, stride);
+        const lists some = {scores, row, count, columns, stride};
+        const entries own_seen = take(&seen, row + count), own_relevant = take(&relevant, row + count);
+        done = ranks_of(&some, own_seen, own_relevant, one_by_one, limit, own, ranks);
+        own += own_relevant.count, ranks += own_relevant.count;
+    }
+    free(items_together);
+    return done;
 }

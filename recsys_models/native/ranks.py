@@ -13,9 +13,10 @@ from torch import Tensor
 from recsys_models.data.batches import RankingBatch
 from recsys_models.native.library import INT, INT64, POINTER, fits, function
 
-_MATRIX = (POINTER, INT64, INT64)
 _PAIRS = (POINTER, POINTER, INT64)
-_ARGUMENTS = (*_MATRIX, *_PAIRS, *_PAIRS, INT, INT64, POINTER, POINTER)
+_RESULT = (*_PAIRS, *_PAIRS, INT, INT64, POINTER, POINTER)
+_OF_SCORES = (POINTER, INT64, INT64, *_RESULT)
+_OF_PRODUCTS = (POINTER, POINTER, POINTER, INT64, INT64, INT64, *_RESULT)
 
 
 def ranks(scores: Tensor, batch: RankingBatch, k: int) -> Tensor | None:
@@ -24,18 +25,45 @@ def ranks(scores: Tensor, batch: RankingBatch, k: int) -> Tensor | None:
     Returns:
         None where torch has to work it out, or to say what is wrong.
     """
+    if not fits(torch.float32, scores):
+        return None
+    return _counted("ranks", _OF_SCORES, (scores.data_ptr(), *scores.shape), batch, k)
+
+
+def product_ranks(
+    users: Tensor, items: Tensor, bias: Tensor | None, batch: RankingBatch, k: int
+) -> Tensor | None:
+    """The same of scores that are products of vectors, which no matrix holds.
+
+    Args:
+        users: of the batch, shape (B, dim).
+        items: shape (I, dim).
+        bias: added to the items' scores, shape (I,).
+        batch: the users; rows of its entries ascend.
+        k: number of places.
+    """
+    tensors = (users, items) if bias is None else (users, items, bias)
+    fit = users.shape[1] == items.shape[1] and (bias is None or len(bias) == len(items))
+    if not (fit and fits(torch.float32, *tensors)):
+        return None
+    pointers = users.data_ptr(), items.data_ptr(), None if bias is None else bias.data_ptr()
+    sizes = len(users), *items.shape
+    return _counted("product_ranks", _OF_PRODUCTS, (*pointers, *sizes), batch, k)
+
+
+def _counted(
+    name: str, types: tuple[type, ...], scores: tuple[int | None, ...], batch: RankingBatch, k: int
+) -> Tensor | None:
     ids = [part.contiguous() for part in batch[1:5]]
-    if len(ids[0]) != len(ids[1]) or len(ids[2]) != len(ids[3]):
+    if len(ids[0]) != len(ids[1]) or len(ids[2]) != len(ids[3]) or not fits(torch.int64, *ids):
         return None
-    if not (fits(torch.int64, *ids) and fits(torch.float32, scores)):
-        return None
-    if (count := function("ranks", _ARGUMENTS)) is None:
+    if (count := function(name, types)) is None:
         return None
     seen_rows, seen_items, relevant_rows, relevant_items = ids
     found = torch.empty(len(relevant_rows), dtype=torch.int64)
     own = torch.empty(len(relevant_rows))
     done = count(
-        *(scores.data_ptr(), len(scores), scores.shape[1]),
+        *scores,
         *(seen_rows.data_ptr(), seen_items.data_ptr(), len(seen_rows)),
         *(relevant_rows.data_ptr(), relevant_items.data_ptr(), len(relevant_rows)),
         *(batch.one_by_one, k, own.data_ptr(), found.data_ptr()),

@@ -195,16 +195,16 @@ def test_trains_and_ranks_at_precision(build, data, precision):
 
 def test_ranks_in_float32_whatever_the_precision_of_training(trained, data, monkeypatch):
     _, model = trained
-    score_users = model.score_users
+    scorer = model.scorer
     ranked = {}
     for precision in ("32-true", "bf16-mixed"):
         batches = ranked[precision] = []
 
         def noted(users, batches=batches):
-            batches.append(score_users(users))
+            batches.append(scorer()(users))
             return batches[-1].clone()
 
-        monkeypatch.setattr(model, "score_users", noted)
+        monkeypatch.setattr(model, "scorer", lambda noted=noted: noted)
         quiet_trainer(precision=precision).validate(model, datamodule=data, verbose=False)
     for full, mixed in zip(*ranked.values(), strict=True):
         assert torch.equal(mixed, full)

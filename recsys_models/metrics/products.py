@@ -1,0 +1,40 @@
+"""Scores that are products of vectors, ranked without a matrix of them."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from recsys_models import native
+from recsys_models.data.batches import RankingBatch
+
+
+class Products(NamedTuple):
+    """Scores p_u . q_i (+ b_i) of all items.
+
+    Attributes:
+        users: a vector p_u for each user, shape (U, dim).
+        items: a vector q_i for each item, shape (I, dim).
+        item_bias: b_i, shape (I,).
+    """
+
+    users: Tensor
+    items: Tensor
+    item_bias: Tensor | None = None
+
+    def __call__(self, users: Tensor) -> Tensor:
+        """From user ids, shape (B,), to fresh scores, shape (B, I)."""
+        vectors = self.users[users]
+        if self.item_bias is None:
+            return vectors @ self.items.T
+        return torch.addmm(self.item_bias, vectors, self.items.T)
+
+    def ranks(self, batch: RankingBatch, k: int) -> Tensor | None:
+        """The result of ``ranks_of_relevant``, on one core, which is as fast as two with a matrix.
+
+        Returns:
+            None where it has to be worked out from a matrix of scores.
+        """
+        return native.product_ranks(self.users[batch.users], *self[1:], batch, k)
