@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
+from recsys_models import native
 from recsys_models.data.batches import TrainBatch
 from recsys_models.losses import bce_loss
 from recsys_models.models.base import OptimizerFactory
@@ -106,25 +107,16 @@ class NeuMF(BiasedRecommender):
 
     @torch.no_grad()
     def score_users(self, users: Tensor) -> Tensor:
-        """Scores of all items, without gradients: from shape (B,) to (B, num_items).
-
-        Beside the result it holds activations of about ``_TOWER_BYTES``, in the same memory for all
-        users: fresh memory of that size costs more than the network.
-        """
+        """Scores of all items, without gradients: from shape (B,) to (B, num_items)."""
         scores = self.biased(self.head.bias.repeat(len(users), self.num_items))
         if self.gmf is not None:
             scores = scores + linear(self._weighted_gmf_users(users), self.gmf.items.weight)
         if self.mlp is not None:
-            user_part = self._user_part(users)
-            item_part = self._item_part(self.mlp.items.weight).T.contiguous()
-            count, items = self._chunk(len(users))
-            activations = [
-                scores.new_empty(count, width, items) for width in (*self.mlp_dims[1:], 1)
-            ]
-            for u, i in product(range(0, len(users), count), range(0, self.num_items, items)):
-                scores[u : u + count, i : i + items] += self._tower_of_all(
-                    user_part[u : u + count], item_part[:, i : i + items], activations
-                )
+            parts = self._user_part(users), self._item_part(self.mlp.items.weight)
+            layers = [(layer.weight, layer.bias) for layer in self._layers[1:]]
+            head = self.head.weight[0, self.gmf_dim :]
+            if not native.add_towers(scores, *parts, layers, head):
+                self._add_towers_by_torch(scores, *parts)
         return scores
 
     def training_loss(self, batch: TrainBatch) -> Tensor:
@@ -189,6 +181,20 @@ class NeuMF(BiasedRecommender):
         for layer in self._layers[1:]:
             hidden = layer(hidden).relu_()
         return linear(hidden, self.head.weight[:, self.gmf_dim :]).squeeze(-1)
+
+    def _add_towers_by_torch(self, scores: Tensor, user_parts: Tensor, item_parts: Tensor) -> None:
+        """Adds the MLP's share of the logits of all pairs.
+
+        It holds activations of about ``_TOWER_BYTES``, in the same memory for all users: fresh
+        memory of that size costs more than the network.
+        """
+        item_parts = item_parts.T.contiguous()
+        count, items = self._chunk(len(scores))
+        activations = [scores.new_empty(count, width, items) for width in (*self.mlp_dims[1:], 1)]
+        for u, i in product(range(0, len(scores), count), range(0, self.num_items, items)):
+            scores[u : u + count, i : i + items] += self._tower_of_all(
+                user_parts[u : u + count], item_parts[:, i : i + items], activations
+            )
 
     def _tower_of_all(
         self, user_part: Tensor, item_part: Tensor, activations: Sequence[Tensor]

@@ -14,9 +14,11 @@ from recsys_models.native.rows import (
     row_gradients,
 )
 from recsys_models.native.sparse import PART_WIDTH, sparse_product
+from recsys_models.native.towers import add_towers
 
 __all__ = [
     "PART_WIDTH",
+    "add_towers",
     "can_multiply_pairs",
     "column_parts",
     "fits",

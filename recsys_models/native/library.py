@@ -12,6 +12,7 @@ import shutil
 import subprocess
 import tempfile
 from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
 
@@ -54,6 +55,24 @@ def fits(dtype: torch.dtype, *tensors: Tensor) -> bool:
 def needs_gradient(tensors: Iterable[Tensor]) -> bool:
     """Whether what is worked out from these is to be differentiated, which no function can."""
     return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
+
+
+def in_parts(work: Callable[[int, int], int], count: int) -> bool:
+    """Does work on a number of rows, some of them in each of torch's threads.
+
+    Args:
+        work: from the first row and how many there are to whether it was done.
+        count: of all rows.
+
+    Returns:
+        Whether all was done.
+    """
+    threads = torch.get_num_threads()
+    if threads == 1:
+        return bool(work(0, count))
+    parts = torch.arange(count).tensor_split(threads)
+    with ThreadPoolExecutor(threads) as pool:
+        return all(pool.map(lambda rows: work(int(rows[0]), len(rows)), filter(len, parts)))
 
 
 def column_parts(dense: Tensor, width: int) -> Tensor:

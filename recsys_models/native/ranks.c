@@ -5,6 +5,7 @@
 #include <stdlib.h>
 
 #include "ids.h"
+#include "tiles.h"
 
 enum { PART = 512 }; /* items that are counted before it is asked whether that is enough */
 
@@ -108,36 +109,15 @@ int ranks(float *scores, int64_t rows, int64_t columns, const int64_t *seen_rows
            ranks_of(&all, seen, relevant, one_by_one, limit, own, ranks);
 }
 
-/* USERS * VECTORS sums, and what is added to them, fit into the registers. */
-#ifdef __AVX512F__
-enum { WIDTH = 16, USERS = 12 };
-#else
-enum { WIDTH = 8, USERS = 6 };
-#endif
-enum { VECTORS = 2, ITEMS = VECTORS * WIDTH };
-
-typedef float wide __attribute__((vector_size(4 * WIDTH), aligned(4), may_alias));
-
-/* Writes rows, (count, dim), so that `at_once` of them lie beside each other: (.., dim, at_once). */
-static void lay_together(const float *rows, int64_t count, int64_t dim, int64_t at_once,
-                         float *together) {
-    for (int64_t row = 0; row < count; row++, rows += dim) {
-        float *own = together + row / at_once * dim * at_once + row % at_once;
-        for (int64_t i = 0; i < dim; i++) own[i * at_once] = rows[i];
-    }
-}
-
-/* Scores of USERS users and ITEMS items. */
-static void products(const float *users, const wide *items, int64_t dim, const wide *bias,
-                     float *scores, int64_t stride) {
-    wide sum[USERS][VECTORS];
-    for (int u = 0; u < USERS; u++)
-        for (int v = 0; v < VECTORS; v++) sum[u][v] = bias[v];
-    for (int64_t i = 0; i < dim; i++, users += USERS, items += VECTORS)
-        for (int u = 0; u < USERS; u++)
-            for (int v = 0; v < VECTORS; v++) sum[u][v] += users[u] * items[v];
-    for (int u = 0; u < USERS; u++)
-        for (int v = 0; v < VECTORS; v++) ((wide *)(scores + u * stride))[v] = sum[u][v];
+/* Scores of ROWS users and COLUMNS items. */
+static void tile_of_scores(const float *users, const floats *items, int64_t dim, const floats *bias,
+                           float *scores, int64_t stride) {
+    floats sum[ROWS][VECTORS];
+    for (int r = 0; r < ROWS; r++)
+        for (int v = 0; v < VECTORS; v++) sum[r][v] = bias[v];
+    add_products(users, items, dim, sum);
+    for (int r = 0; r < ROWS; r++)
+        for (int v = 0; v < VECTORS; v++) ((floats *)(scores + r * stride))[v] = sum[r][v];
 }
 
 static int ascend(const int64_t *rows, int64_t count, int64_t bound) {
@@ -171,20 +151,20 @@ int product_ranks(const float *users, const float *items, const float *bias, int
     if (!ascend(seen_rows, num_seen, rows) || !ascend(relevant_rows, num_relevant, rows) ||
         !within(seen_items, num_seen, columns) || !within(relevant_items, num_relevant, columns))
         return 0;
-    const int64_t stride = (columns + ITEMS - 1) / ITEMS * ITEMS;
-    float *items_together = calloc((dim + 1 + USERS) * stride + USERS * dim, sizeof(float));
+    const int64_t stride = rounded_up(columns, COLUMNS);
+    float *items_together = calloc((dim + 1 + ROWS) * stride + ROWS * dim, sizeof(float));
     if (items_together == NULL) return 0;
     float *biases = items_together + dim * stride, *scores = biases + stride;
-    float *users_together = scores + USERS * stride;
-    lay_together(items, columns, dim, ITEMS, items_together);
+    float *users_together = scores + ROWS * stride;
+    lay_together(items, columns, dim, COLUMNS, items_together);
     for (int64_t item = 0; bias != NULL && item < columns; item++) biases[item] = bias[item];
     int done = 1;
-    for (int64_t row = 0; done && row < rows; row += USERS) {
-        const int64_t count = rows - row < USERS ? rows - row : USERS;
-        lay_together(users + row * dim, count, dim, USERS, users_together);
-        for (int64_t item = 0; item < columns; item += ITEMS)
-            products(users_together, (const wide *)(items_together + item * dim), dim,
-                     (const wide *)(biases + item), scores + item, stride);
+    for (int64_t row = 0; done && row < rows; row += ROWS) {
+        const int64_t count = rows - row < ROWS ? rows - row : ROWS;
+        lay_together(users + row * dim, count, dim, ROWS, users_together);
+        for (int64_t item = 0; item < columns; item += COLUMNS)
+            tile_of_scores(users_together, (const floats *)(items_together + item * dim), dim,
+                           (const floats *)(biases + item), scores + item, stride);
         const lists some = {scores, row, count, columns, stride};
         const entries own_seen = take(&seen, row + count), own_relevant = take(&relevant, row + count);
         done = ranks_of(&some, own_seen, own_relevant, one_by_one, limit, own, ranks);

@@ -4,9 +4,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "vector.h"
-
-enum { VECTORS = 2, ITEMS = VECTORS * AT_ONCE, SLOTS = 4 }; /* what is done at a time */
+#include "tiles.h"
 
 /* The larger of two; the second where either is NaN. */
 static floats larger(floats first, floats second) {
@@ -31,24 +29,18 @@ static floats exponential(floats x) {
     return sum * (floats)((whole + 127) << 23); /* times 2^whole */
 }
 
-static void transpose_scaled(const float *keys, const float *user, int64_t slots, int64_t dim,
-                             float *scaled) {
-    for (int64_t slot = 0; slot < slots; slot++)
-        for (int64_t i = 0; i < dim; i++)
-            scaled[(slot / SLOTS * dim + i) * SLOTS + slot % SLOTS] = keys[slot * dim + i] * user[i];
+/* Keys times a user's vector, element by element. */
+static void scale(const float *keys, const float *user, int64_t slots, int64_t dim, float *scaled) {
+    for (int64_t slot = 0; slot < slots; slot++, keys += dim, scaled += dim)
+        for (int64_t i = 0; i < dim; i++) scaled[i] = keys[i] * user[i];
 }
 
 /* Products of all keys with some items, from which a softmax is made. */
-static void logits(const float *scaled, const floats *items, int64_t slots, int64_t dim,
+static void logits(const float *keys, const floats *items, int64_t slots, int64_t dim,
                    floats *result) {
-    for (int64_t slot = 0; slot < slots; slot += SLOTS) {
-        floats sum[SLOTS][VECTORS] = {{{0}}};
-        for (int64_t i = 0; i < dim; i++, scaled += SLOTS) {
-            floats own[VECTORS];
-            for (int v = 0; v < VECTORS; v++) own[v] = items[i * VECTORS + v];
-            for (int j = 0; j < SLOTS; j++)
-                for (int v = 0; v < VECTORS; v++) sum[j][v] += scaled[j] * own[v];
-        }
+    for (int64_t slot = 0; slot < slots; slot += ROWS, keys += ROWS * dim) {
+        floats sum[ROWS][VECTORS] = {{{0}}};
+        add_products(keys, items, dim, sum);
         memcpy(result + slot * VECTORS, sum, sizeof(sum));
     }
 }
@@ -81,34 +73,36 @@ static void combine(floats *share, int64_t slots, const float *gram, const float
  *
  *     sum a_n (2 M_n.p - 2 M_n.q) + sum a_n a_m M_n.M_m
  *
- * users: (num_users, dim); keys: (slots, dim); gram: (slots, slots), M_n.M_m; user_memories:
- * (num_users, slots), 2 M_n.p. Of the items, as many as fit at a time lie together, zeros after the
- * last: items (parts, dim, ITEMS), item_memories (parts, slots, ITEMS), 2 M_n.q.
+ * users: (num_users, dim); items: (num_items, dim); keys: (slots, dim); gram: (slots, slots),
+ * M_n.M_m; user_memories: (num_users, slots), 2 M_n.p; item_memories: (num_items, slots), 2 M_n.q;
  * distances: (num_users, num_items), added to.
  *
  * Returns whether there was memory to do it in.
  */
-int add_relations(const float *users, int64_t num_users, int64_t dim, const float *keys,
-                  int64_t slots, const float *gram, const float *user_memories,
-                  const floats *items, const floats *item_memories, int64_t num_items,
-                  float *distances) {
-    const int64_t padded = (slots + SLOTS - 1) / SLOTS * SLOTS;
-    float *scaled = calloc(padded * dim, sizeof(float));
-    floats *share = malloc(sizeof(float) * padded * ITEMS);
-    const int done = scaled != NULL && share != NULL;
-    for (int64_t user = 0; done && user < num_users; user++) {
-        transpose_scaled(keys, users + user * dim, slots, dim, scaled);
-        for (int64_t item = 0; item < num_items; item += ITEMS) {
-            const floats *memories = item_memories + item / ITEMS * slots * VECTORS;
-            logits(scaled, items + item / ITEMS * dim * VECTORS, slots, dim, share);
+int add_relations(const float *users, int64_t num_users, const float *items, int64_t num_items,
+                  int64_t dim, const float *keys, int64_t slots, const float *gram,
+                  const float *user_memories, const float *item_memories, float *distances) {
+    const int64_t columns = rounded_up(num_items, COLUMNS), rows = rounded_up(slots, ROWS);
+    float *items_together = calloc(columns * (dim + slots) + slots * dim + rows * (dim + COLUMNS), sizeof(float));
+    if (items_together == NULL) return 0;
+    float *memories_together = items_together + columns * dim;
+    float *scaled = memories_together + columns * slots, *keys_together = scaled + slots * dim;
+    floats *share = (floats *)(keys_together + rows * dim);
+    lay_together(items, num_items, dim, COLUMNS, items_together);
+    lay_together(item_memories, num_items, slots, COLUMNS, memories_together);
+    for (int64_t user = 0; user < num_users; user++, users += dim, user_memories += slots) {
+        scale(keys, users, slots, dim, scaled);
+        lay_together(scaled, slots, dim, ROWS, keys_together);
+        for (int64_t item = 0; item < num_items; item += COLUMNS) {
             floats result[VECTORS];
-            combine(share, slots, gram, user_memories + user * slots, memories, result);
+            logits(keys_together, (const floats *)(items_together + item * dim), slots, dim, share);
+            combine(share, slots, gram, user_memories,
+                    (const floats *)(memories_together + item * slots), result);
             float *own = distances + user * num_items + item;
             const int64_t left = num_items - item;
-            for (int i = 0; i < (left < ITEMS ? left : ITEMS); i++) own[i] += ((float *)result)[i];
+            for (int i = 0; i < (left < COLUMNS ? left : COLUMNS); i++) own[i] += ((float *)result)[i];
         }
     }
-    free(scaled);
-    free(share);
-    return done;
+    free(items_together);
+    return 1;
 }

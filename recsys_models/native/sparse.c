@@ -5,7 +5,7 @@
 
 #include "vector.h"
 
-enum { VECTORS = 4, WIDTH = VECTORS * AT_ONCE }; /* columns of a part */
+enum { WIDTH = 32, VECTORS = WIDTH / AT_ONCE }; /* columns of a part */
 
 /* Writes the product of rows given by offsets into `ids` and `values` with a dense matrix.
  *

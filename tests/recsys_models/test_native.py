@@ -1,7 +1,6 @@
 """Functions in C, each beside torch, and how they are compiled."""
 
 import logging
-import shutil
 
 import pytest
 import torch
@@ -11,12 +10,10 @@ from recsys_models.data import RankingBatch
 from recsys_models.metrics.ranks import ranks_of_relevant
 from recsys_models.models import LRML
 from recsys_models.native import library
+from tests.recsys_models.in_c import needs_compiler, with_threads
 
 ZERO, ONE = torch.tensor([0]), torch.tensor([1])
 BATCH = RankingBatch(ZERO, ZERO, ZERO, ZERO, ONE)  # the first item is left out, the second relevant
-
-
-needs_compiler = pytest.mark.skipif(shutil.which("cc") is None, reason="there is no C compiler")
 
 
 @pytest.fixture
@@ -76,15 +73,6 @@ def test_an_empty_name_of_a_compiler_is_none(monkeypatch, cache):
 )
 def test_other_types_and_layouts_are_left_to_torch(scores):
     assert native.ranks(scores, BATCH, 2) is None
-
-
-def with_threads(count, function):
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        return function()
-    finally:
-        torch.set_num_threads(before)
 
 
 def random_matrix(rows, columns, density=0.2):

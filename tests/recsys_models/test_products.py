@@ -3,8 +3,6 @@
 Vectors are of small whole numbers: their products have no rounding, and many of them tie.
 """
 
-import shutil
-
 import pytest
 import torch
 
@@ -13,9 +11,8 @@ from recsys_models.data import RecsysDataModule
 from recsys_models.metrics import Products, evaluate
 from recsys_models.metrics.ranks import ranks_by, ranks_of_relevant
 from recsys_models.models import BPRMF
+from tests.recsys_models.in_c import needs_compiler
 from tests.recsys_models.test_metrics import make_batch
-
-needs_compiler = pytest.mark.skipif(shutil.which("cc") is None, reason="there is no C compiler")
 
 
 def whole_numbers(*shape, seed=0):

@@ -2,8 +2,11 @@ import pytest
 import torch
 from torch.nn.functional import binary_cross_entropy_with_logits
 
+from recsys_models import native
 from recsys_models.data.batches import TrainBatch
 from recsys_models.models import NeuMF, neumf
+from recsys_models.native import library
+from tests.recsys_models.in_c import needs_compiler, with_threads
 
 SHAPES = [
     pytest.param(3, (10, 7, 5, 2), False, id="fused"),
@@ -60,15 +63,68 @@ def test_logit_worked_by_hand():
 
 
 @pytest.mark.parametrize(("gmf_dim", "mlp_dims", "item_bias"), SHAPES)
-@pytest.mark.parametrize("tower_bytes", [1, 700, 2**24])
+@pytest.mark.parametrize("tower_bytes", [None, 1, 700, 2**24])
 def test_factorised_ranking_equals_the_formula(
     gmf_dim, mlp_dims, item_bias, tower_bytes, monkeypatch
 ):
-    monkeypatch.setattr(neumf, "_TOWER_BYTES", tower_bytes)
+    if tower_bytes is not None:  # by torch, which minds it
+        monkeypatch.setattr(library, "_library", lambda: None)
+        monkeypatch.setattr(neumf, "_TOWER_BYTES", tower_bytes)
     model = make_model(gmf_dim, mlp_dims, item_bias)
     users = [5, 0, 5, 2]
     scores = model.score_users(torch.tensor(users))
     torch.testing.assert_close(scores, all_logits(model, users), rtol=0, atol=1e-5)
+
+
+def towers(model, by_torch=False):
+    """What the MLP adds to logits of 1 for all users and items."""
+    parts = (
+        model._user_part(torch.arange(model.num_users)),
+        model._item_part(model.mlp.items.weight),
+    )
+    logits = torch.ones(model.num_users, model.num_items, dtype=parts[0].dtype)
+    if by_torch:
+        model._add_towers_by_torch(logits, *parts)
+        return logits
+    layers = [(layer.weight, layer.bias) for layer in model.dense[1:]]
+    done = native.add_towers(logits, *parts, layers, model.head.weight[0, model.gmf_dim :])
+    return logits if done else None
+
+
+@needs_compiler
+@torch.no_grad()
+@pytest.mark.parametrize("threads", [1, 2, 7])
+@pytest.mark.parametrize("num_items", [1, 32, 37])
+@pytest.mark.parametrize("widths", [(2, 1), (6, 5, 3), (64, 32, 16, 8), (16, 9, 20)])
+def test_towers_in_c_are_those_of_torch(widths, num_items, threads):
+    torch.manual_seed(num_items)
+    model = NeuMF(5, num_items, mlp_dims=widths, init_std=1.0)
+    for layer in model.dense:
+        torch.nn.init.normal_(layer.bias)
+    found = with_threads(threads, lambda: towers(model)).double()
+    torch.testing.assert_close(found, towers(model.double(), by_torch=True), rtol=2e-6, atol=2e-6)
+
+
+@needs_compiler
+@torch.no_grad()
+@pytest.mark.parametrize("name", ["mlp.users.weight", "dense.0.weight", "dense.1.bias"])
+def test_what_is_no_number_stays_none(name):
+    model = make_model()
+    model.get_parameter(name).data[1] = torch.nan
+    found = towers(model)
+    assert found[1].isnan().all()
+    assert torch.equal(found.isnan(), towers(model, by_torch=True).isnan())
+
+
+@pytest.mark.parametrize("mode", ["gradient", "double"])
+def test_other_towers_are_left_to_torch(mode):
+    model = make_model()
+    if mode == "double":
+        model.double().requires_grad_(False)
+    assert towers(model) is None
+    torch.testing.assert_close(
+        model.score_users(torch.arange(6)).float(), all_logits(model, range(6)), rtol=0, atol=1e-5
+    )
 
 
 @pytest.mark.parametrize(("gmf_dim", "mlp_dims", "item_bias"), SHAPES)
