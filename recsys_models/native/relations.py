@@ -15,7 +15,7 @@ _ARGUMENTS = (*_VECTORS, POINTER, INT64, POINTER, POINTER, POINTER, POINTER)
 
 
 def squared_distances(p: Tensor, q: Tensor, keys: Tensor, memories: Tensor) -> Tensor | None:
-    """LRML's || p + r - q ||^2 of all users and items, by as many threads as torch has.
+    """LRML's || p + r - q ||^2 of all users and items, by half of torch's threads.
 
     Args:
         p: vectors of B users, shape (B, dim).

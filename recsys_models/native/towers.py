@@ -19,7 +19,7 @@ def add_towers(
     layers: Sequence[tuple[Tensor, Tensor]],
     head: Tensor,
 ) -> bool:
-    """Adds h . z_L to the logits of all users and items, by as many threads as torch has.
+    """Adds h . z_L to the logits of all users and items, by half of torch's threads.
 
     Args:
         logits: shape (B, I).

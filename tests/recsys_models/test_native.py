@@ -137,7 +137,7 @@ def distances(model, by_torch=False):
     [{}, {"num_items": 32}, {"num_items": 1}, {"num_memories": 1}, {"num_memories": 8}, {"dim": 1}],
     ids=str,
 )
-@pytest.mark.parametrize("threads", [1, 2, 7])
+@pytest.mark.parametrize("threads", [1, 4, 7])
 def test_distances_are_those_of_torch(sizes, threads):
     model = relations(**sizes)
     found = with_threads(threads, lambda: distances(model)).double()

@@ -93,7 +93,7 @@ def towers(model, by_torch=False):
 
 @needs_compiler
 @torch.no_grad()
-@pytest.mark.parametrize("threads", [1, 2, 7])
+@pytest.mark.parametrize("threads", [1, 4, 7])
 @pytest.mark.parametrize("num_items", [1, 32, 37])
 @pytest.mark.parametrize("widths", [(2, 1), (6, 5, 3), (64, 32, 16, 8), (16, 9, 20)])
 def test_towers_in_c_are_those_of_torch(widths, num_items, threads):
