@@ -112,13 +112,20 @@ class RecommenderModule(L.LightningModule):
         Returns:
             Shape (B, count).
         """
+        left, left_ids = self._readable(left, left_ids)
+        right, ids = self._readable(right, ids)
+        return pair_scores(left, right, left_ids, ids)
+
+    def _readable(self, table: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
+        """A table that may be read as it is, and the places of the ids in it.
+
+        That is the parameter itself, or, where most of it is not to be visited, those of its rows.
+        """
         optimizer = self._row_optimizer
-        if optimizer is None or (
-            optimizer.prefers_dense(left, left_ids.numel())
-            and optimizer.prefers_dense(right, ids.numel())
-        ):
-            return pair_scores(self.whole(left), self.whole(right), left_ids, ids)
-        return (self.lookup(left, left_ids).unsqueeze(1) * self.lookup(right, ids)).sum(-1)
+        if optimizer is None or optimizer.prefers_dense(table, ids.numel()):
+            return self.whole(table), ids
+        places = torch.arange(ids.numel(), device=ids.device).view_as(ids)
+        return self.lookup(table, ids.flatten()), places
 
     def whole(self, table: Tensor) -> Tensor:
         """All rows of a parameter in the training loss."""

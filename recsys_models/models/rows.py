@@ -59,10 +59,10 @@ class _Rows(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, slopes: Tensor) -> tuple[Tensor, None]:
         table, ids = ctx.saved_tensors
+        gradient = torch.zeros_like(table)
         graph = torch.is_grad_enabled()  # of the gradient
-        gradient = None if graph else native.row_gradients(table, ids, slopes)
-        if gradient is None:
-            gradient = torch.zeros_like(table).index_add(0, ids, slopes)
+        if graph or not native.add_rows(gradient, ids, slopes):
+            gradient = gradient.index_add(0, ids, slopes)
         return gradient, None
 
 

@@ -21,10 +21,11 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 POINTER, INT64, INT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
+DOUBLE = ctypes.c_double
 
 _SOURCES = sorted(Path(__file__).parent.glob("*.c"))
 _HEADERS = sorted(Path(__file__).parent.glob("*.h"))
-_OPTIONS = ("-O3", "-march=native", "-shared", "-fPIC")
+_OPTIONS = ("-O3", "-march=native", "-fno-math-errno", "-shared", "-fPIC")
 _log = logging.getLogger(__name__)
 
 

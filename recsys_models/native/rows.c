@@ -60,19 +60,19 @@ int pair_gradients(const float *left, const float *right, int64_t dim, const int
     return 1;
 }
 
-/* Adds the gradients of looked-up rows to that of the table.
+/* Adds `factor` times some vectors to rows of a table, of which one may stand there repeatedly.
  *
- * slopes: (count, dim); gradient: of the table's shape.
+ * table: (rows, dim); vectors: (count, dim).
  *
  * Returns whether it did; not where an id is out of bounds.
  */
-int row_gradients(const int64_t *ids, int64_t count, int64_t rows, int64_t dim, const float *slopes,
-                  float *gradient) {
+int add_rows(float *table, int64_t rows, int64_t dim, const int64_t *ids, int64_t count,
+             const float *vectors, double factor) {
     if (!within(ids, count, rows)) return 0;
     if (dim == 1)
-        for (int64_t i = 0; i < count; i++) gradient[ids[i]] += slopes[i];
+        for (int64_t i = 0; i < count; i++) table[ids[i]] += (float)factor * vectors[i];
     else
         for (int64_t i = 0; i < count; i++)
-            add_scaled(gradient + ids[i] * dim, 1.0f, slopes + i * dim, dim);
+            add_scaled(table + ids[i] * dim, factor, vectors + i * dim, dim);
     return 1;
 }

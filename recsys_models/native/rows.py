@@ -5,36 +5,34 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from recsys_models.native.library import INT64, POINTER, fits, function
+from recsys_models.native.library import DOUBLE, INT64, POINTER, fits, function
 
 _TABLES = (POINTER, INT64, POINTER, INT64, INT64)
 _IDS = (POINTER, POINTER, INT64, INT64)
 _PRODUCTS = (*_TABLES, *_IDS, POINTER)
 _GRADIENTS = (POINTER, POINTER, INT64, *_IDS, POINTER, POINTER, POINTER)
-_ROW_GRADIENTS = (POINTER, INT64, INT64, INT64, POINTER, POINTER)
+_ADD_ROWS = (POINTER, INT64, INT64, POINTER, INT64, POINTER, DOUBLE)
 
 
-def row_gradients(table: Tensor, ids: Tensor, slopes: Tensor) -> Tensor | None:
-    """Gradient of a table from those of its looked-up rows.
+def add_rows(table: Tensor, ids: Tensor, vectors: Tensor, factor: float = 1.0) -> bool:
+    """Adds vectors, times a factor, to rows of a table.
 
     Args:
         table: shape (n, dim).
-        ids: of the rows, shape (count,).
-        slopes: shape (count, dim).
+        ids: of the rows, shape (count,); one may stand there repeatedly.
+        vectors: shape (count, dim).
+        factor: what they are multiplied by.
 
     Returns:
-        The table's shape; None where torch has to work it out.
+        False where torch has to do it.
     """
-    slopes = slopes.contiguous()
-    if not (fits(torch.float32, table, slopes) and fits(torch.int64, ids)):
-        return None
-    if (add := function("row_gradients", _ROW_GRADIENTS)) is None:
-        return None
-    gradient = torch.zeros_like(table)
-    done = add(
-        *(ids.data_ptr(), len(ids), *table.shape, slopes.data_ptr(), gradient.data_ptr()),
-    )
-    return gradient if done else None
+    vectors = vectors.contiguous()
+    if not (fits(torch.float32, table, vectors) and fits(torch.int64, ids)):
+        return False
+    if (add := function("add_rows", _ADD_ROWS)) is None:
+        return False
+    pointers = ids.data_ptr(), len(ids), vectors.data_ptr()
+    return bool(add(table.data_ptr(), *table.shape, *pointers, factor))
 
 
 def can_multiply_pairs(left: Tensor, right: Tensor, left_ids: Tensor, right_ids: Tensor) -> bool:

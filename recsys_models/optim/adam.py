@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.optim.adam import adam
 
+from recsys_models import native
 from recsys_models.optim.row_sparse import RowSparseOptimizer, Visit, check_not_negative
 
 
@@ -52,12 +53,20 @@ class RowSparseAdam(RowSparseOptimizer):
 
     def step_rows(self, table: Tensor, visit: Visit, group: dict[str, Any]) -> None:
         """Update rows and their moments."""
-        state, visit = self._state(table), self.summed(table, visit)
+        state = self._state(table)
+        rows = *visit[:2], visit.vectors[0], self.places_of(table)
+        step = float(state["step"]) + 1
+        named = group["lr"], *group["betas"], group["eps"], group["weight_decay"], step
+        options = tuple(map(float, named))
+        if native.adam_rows(table, state["exp_avg"], state["exp_avg_sq"], *rows, options):
+            state["step"].fill_(step)
+            return
+        visit = self.summed(table, visit)
         tensors = [table, state["exp_avg"], state["exp_avg_sq"]]
         moments = [tensor.index_select(0, visit.ids) for tensor in tensors[1:]]
-        weights, first, second = rows = [*visit.vectors, *moments]
+        weights, first, second = updated = [*visit.vectors, *moments]
         _adam([weights], [visit.grad], [first], [second], [state["step"]], group)
-        for tensor, values in zip(tensors, rows, strict=True):
+        for tensor, values in zip(tensors, updated, strict=True):
             tensor.index_copy_(0, visit.ids, values)
 
     def step_dense(self, params: list[Tensor], grads: list[Tensor], group: dict[str, Any]) -> None:

@@ -19,6 +19,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from recsys_models import native
+
 LONGEST = 1024  # steps; then all rows are brought up to date, at a thousandth of a pass per step
 
 State = dict[str, Any]
@@ -49,6 +51,14 @@ def caught_up(
     factors = state["products"].to(weights.dtype).index_select(0, after)
     ww, mw, wm, mm = factors.split(1, dim=1)
     return [(ww * weights).add_(wm * momentum), (mw * weights).add_(mm * momentum)]
+
+
+def caught_up_rows(state: State, table: Tensor, momentum: Tensor, ids: Tensor) -> list[Tensor]:
+    """The same of rows by their ids, shape (n,); table and momentum have all rows."""
+    found = native.caught_up_rows(table, momentum, state["written_after"], state["products"], ids)
+    if found is not None:
+        return found
+    return caught_up(state, table.index_select(0, ids), momentum.index_select(0, ids), ids)
 
 
 def defer(state: State, table: Tensor, matrix: list[list[float]], written: Tensor) -> None:

@@ -190,13 +190,17 @@ class RowSparseOptimizer(Optimizer):
             repeat: whether the sum stands at all places of a row, or at one, with 0 at the others.
         """
         ids, grad, vectors = visit
-        if table not in self._places:
-            self._places[table] = torch.zeros(len(table), dtype=torch.int64, device=ids.device)
-        places = self._places[table]
+        places = self.places_of(table)
         places.scatter_(0, ids, torch.arange(len(ids), device=ids.device))
         own = places.index_select(0, ids)
         total = torch.zeros_like(grad).index_add_(0, own, grad)
         return Visit(ids, total.index_select(0, own) if repeat else total, vectors)
+
+    def places_of(self, table: Tensor) -> Tensor:
+        """Room to work in, one number for each row: shape (rows,), int64."""
+        if table not in self._places:
+            self._places[table] = torch.zeros(len(table), dtype=torch.int64, device=table.device)
+        return self._places[table]
 
     def _visit_of(self, table: Tensor) -> Visit:
         """All that was looked up of a table since the last step."""

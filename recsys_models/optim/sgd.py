@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.optim.sgd import sgd
 
+from recsys_models import native
 from recsys_models.optim import deferred
 from recsys_models.optim.row_sparse import RowSparseOptimizer, Visit, check_not_negative
 
@@ -44,13 +45,11 @@ class RowSparseSGD(RowSparseOptimizer):
 
     def read(self, table: Tensor, ids: Tensor) -> list[Tensor]:
         """Rows as all steps so far have left them, and their momentum if it is behind, too."""
-        rows, state = table.index_select(0, ids), self._state_of(table)
-        if "scale" in state:
-            return [rows.mul_(float(state["scale"]))]
+        state = self._state_of(table)
         if deferred.is_pending(state):
-            momentum = state["momentum_buffer"].index_select(0, ids)
-            return deferred.caught_up(state, rows, momentum, ids)
-        return [rows]
+            return deferred.caught_up_rows(state, table, state["momentum_buffer"], ids)
+        rows = table.index_select(0, ids)
+        return [rows.mul_(float(state["scale"])) if "scale" in state else rows]
 
     def is_pending(self, table: Tensor) -> bool:
         """Whether rows of the table may wait for an update."""
@@ -79,7 +78,7 @@ class RowSparseSGD(RowSparseOptimizer):
         ):
             self.flush_table(table)
         if has_momentum:
-            self._step_with_momentum(table, self.summed(table, visit), group)
+            self._step_with_momentum(table, visit, group)
         else:
             self._step_scaled(table, visit, group)
 
@@ -93,16 +92,20 @@ class RowSparseSGD(RowSparseOptimizer):
             scale = 1.0
         if scale != 1.0:
             state.setdefault("scale", torch.tensor(1.0, dtype=torch.float64)).fill_(scale)
-        table.index_add_(0, visit.ids, visit.grad * (-lr / scale))
+        if not native.add_rows(table, *visit[:2], -lr / scale):
+            table.index_add_(0, visit.ids, visit.grad * (-lr / scale))
 
     def _step_with_momentum(self, table: Tensor, visit: Visit, group: dict[str, Any]) -> None:
         lr, momentum, decay = (float(group[key]) for key in ("lr", "momentum", "weight_decay"))
         buffer = self._momentum_of(table)
         weights, *rest = visit.vectors
-        momentum_rows = rest[0] if rest else buffer.index_select(0, visit.ids)
-        _sgd([weights], [visit.grad], [momentum_rows], group)
-        table.index_copy_(0, visit.ids, weights)
-        buffer.index_copy_(0, visit.ids, momentum_rows)
+        rows = *visit[:2], weights, rest[0] if rest else None, self.places_of(table)
+        if not native.momentum_rows(table, buffer, *rows, (lr, momentum, decay)):
+            visit = self.summed(table, visit)
+            momentum_rows = rest[0] if rest else buffer.index_select(0, visit.ids)
+            _sgd([weights], [visit.grad], [momentum_rows], group)
+            table.index_copy_(0, visit.ids, weights)
+            buffer.index_copy_(0, visit.ids, momentum_rows)
         matrix = [[1 - lr * decay, -lr * momentum], [decay, momentum]]
         deferred.defer(self.state[table], table, matrix, visit.ids)
 
