@@ -10,9 +10,10 @@ static int64_t rounded_up(int64_t count, int64_t to) { return (count + to - 1) /
 /* Writes rows, (count, dim), so that `at_once` of them lie beside each other: (.., dim, at_once). */
 static void lay_together(const float *rows, int64_t count, int64_t dim, int64_t at_once,
                          float *together) {
-    for (int64_t row = 0; row < count; row++, rows += dim) {
-        float *own = together + row / at_once * dim * at_once + row % at_once;
-        for (int64_t i = 0; i < dim; i++) own[i * at_once] = rows[i];
+    for (int64_t row = 0; row < count; row += at_once, rows += at_once * dim) {
+        const int64_t some = count - row < at_once ? count - row : at_once;
+        for (int64_t i = 0; i < dim; i++, together += at_once)
+            for (int64_t r = 0; r < some; r++) together[r] = rows[r * dim + i];
     }
 }
 
