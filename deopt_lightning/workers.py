@@ -7,6 +7,7 @@ pickled and comes back. The result of a task does not depend on where it runs.
 
 from __future__ import annotations
 
+import gc
 import io
 import math
 import os
@@ -17,6 +18,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from functools import partial
 from itertools import chain
 from mmap import mmap
@@ -147,7 +149,10 @@ class Workers:
             reader, writer = context.Pipe(duplex=False)
             life = partial(_work, self._task, first, numbers, writer, self._known)
             process = context.Process(target=life, daemon=True)
-            with warnings.catch_warnings():  # Python 3.12 warns of locks that threads may hold
+            with (
+                _uncollected(),
+                warnings.catch_warnings(),
+            ):  # Python 3.12 warns of locks that threads may hold
                 warnings.simplefilter("ignore", DeprecationWarning)
                 process.start()
             writer.close()
@@ -185,6 +190,23 @@ def shared_array(shape: tuple[int, ...]) -> FloatArray:
     """An array of zeros whose contents forked processes share with this one."""
     memory = mmap(-1, max(1, 8 * math.prod(shape)))
     return np.frombuffer(memory, dtype=np.float64, count=math.prod(shape)).reshape(shape)
+
+
+@contextmanager
+def _uncollected() -> Iterator[None]:
+    """Keeps present objects from garbage collection; in processes forked meanwhile, for good.
+
+    A collection writes to all objects that it looks at, and a forked process copies each page that
+    it writes to.
+    """
+    if gc.get_freeze_count():  # somebody else has done so, and is to undo it
+        yield
+        return
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
 
 
 def _work(

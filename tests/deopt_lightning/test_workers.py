@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import time
@@ -190,6 +191,22 @@ def test_a_process_that_died_while_it_waited_is_missed_by_nobody() -> None:
         wait_for_the_end({worker})
         assert set(dict(processes.run(6)).values()) == {MAIN}
         assert len(set(dict(processes.run(6)).values())) == 2
+
+
+@pytest.mark.parametrize("frozen_before", [False, True])
+def test_present_objects_are_collected_here_and_not_in_workers(frozen_before: bool) -> None:
+    def task(index: int) -> tuple[bool, bool]:
+        time.sleep(0.05)
+        return os.getpid() == MAIN, gc.get_freeze_count() > 0
+
+    if frozen_before:
+        gc.freeze()
+    try:
+        found = {result for _, result in run_shared_out(task, 8, workers=2)}
+        assert found == {(True, frozen_before), (False, True)}
+        assert (gc.get_freeze_count() > 0) == frozen_before
+    finally:
+        gc.unfreeze()
 
 
 def test_results_larger_than_a_pipe_come_back_while_this_process_works() -> None:
