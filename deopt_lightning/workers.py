@@ -149,10 +149,8 @@ class Workers:
             reader, writer = context.Pipe(duplex=False)
             life = partial(_work, self._task, first, numbers, writer, self._known)
             process = context.Process(target=life, daemon=True)
-            with (
-                _uncollected(),
-                warnings.catch_warnings(),
-            ):  # Python 3.12 warns of locks that threads may hold
+            with warnings.catch_warnings(), _uncollected():
+                # Python 3.12 warns of locks that threads may hold.
                 warnings.simplefilter("ignore", DeprecationWarning)
                 process.start()
             writer.close()
