@@ -9,10 +9,10 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.functional import dropout
 
 from recsys_models import native
 from recsys_models.data.interactions import Interactions
+from recsys_models.models.dropout import dropout
 
 Norm = Literal["sym", "rw_selfloop"]
 

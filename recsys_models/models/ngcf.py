@@ -5,10 +5,11 @@ from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import dropout, leaky_relu, normalize
+from torch.nn.functional import leaky_relu, normalize
 
 from recsys_models.models.adjacency import Adjacency, Norm
 from recsys_models.models.base import OptimizerFactory
+from recsys_models.models.dropout import dropout
 from recsys_models.models.graph import GraphRecommender
 
 _SLOPE = 0.2  # of the leaky ReLU, the default of the library that the authors used
