@@ -150,6 +150,29 @@ def fit(
     return module, trainer
 
 
+def fit_that_fails(folder: Path, callback: L.Callback, at: int) -> TinyModel:
+    """The model of a fit that an error ends in a certain call of its validation step."""
+
+    class Fails(TinyModel):
+        calls = 0  # of the class, since a search restores a module's own
+
+        def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
+            Fails.calls += 1
+            if Fails.calls == at:
+                raise RuntimeError("out of luck")
+            super().validation_step(batch, batch_idx)
+
+    built: list[TinyModel] = []
+
+    def build() -> TinyModel:
+        built.append(Fails())
+        return built[0]
+
+    with pytest.raises(RuntimeError, match="out of luck"):
+        fit(folder, [callback], model=build)
+    return built[0]
+
+
 class ValuesPerEpoch(L.Callback):
     """Notes with what lr the optimizer trains, and what validation logs after it."""
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.tiny import LAYERS, TinyModel, fit, probing_callback, same_state
+from tests.tiny import LAYERS, TinyModel, fit, fit_that_fails, probing_callback, same_state
 
 
 def test_diverging_candidates_lose_and_the_run_goes_on(tmp_path: Path) -> None:
@@ -61,27 +61,11 @@ def test_floating_point_error_in_validation_counts_as_divergence(tmp_path: Path)
 
 
 def test_an_error_in_a_probe_leaves_weights_and_search_as_they_were(tmp_path: Path) -> None:
-    class Fails(TinyModel):
-        calls = 0
-
-        def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
-            Fails.calls += 1
-            if Fails.calls == 30:
-                raise RuntimeError("out of luck")
-            super().validation_step(batch, batch_idx)
-
     callback = probing_callback()
-    built: list[TinyModel] = []
-
-    def build() -> TinyModel:
-        built.append(Fails())
-        return built[0]
-
-    with pytest.raises(RuntimeError, match="out of luck"):
-        fit(tmp_path / "search", [callback], model=build)
+    model = fit_that_fails(tmp_path / "search", callback, at=30)
     plain, _ = fit(tmp_path / "plain", max_epochs=1)
-    assert same_state(plain.state_dict(), built[0].state_dict())
+    assert same_state(plain.state_dict(), model.state_dict())
     assert callback.history == []
     assert callback._search is not None
     assert callback._search.state_dict()["told"] == []
-    assert all(module.training for module in built[0].modules())
+    assert all(module.training for module in model.modules())

@@ -23,6 +23,7 @@ from tests.tiny import (
     TinyModel,
     ValuesPerEpoch,
     fit,
+    fit_that_fails,
     same_state,
     tiny_data,
     val_loader,
@@ -235,26 +236,10 @@ def test_diverging_members_are_replaced(tmp_path: Path) -> None:
 
 
 def test_an_error_in_a_member_leaves_the_run_as_it_was(tmp_path: Path) -> None:
-    class Fails(TinyModel):
-        calls = 0
-
-        def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
-            Fails.calls += 1
-            if Fails.calls == 10:
-                raise RuntimeError("out of luck")
-            super().validation_step(batch, batch_idx)
-
-    built: list[TinyModel] = []
-
-    def build() -> TinyModel:
-        built.append(Fails())
-        return built[0]
-
     callback = make_callback()
-    with pytest.raises(RuntimeError, match="out of luck"):
-        fit(tmp_path / "search", [callback], model=build)
+    model = fit_that_fails(tmp_path / "search", callback, at=10)
     plain, _ = fit(tmp_path / "plain", max_epochs=1)
-    assert same_state(plain.state_dict(), built[0].state_dict())
+    assert same_state(plain.state_dict(), model.state_dict())
     assert callback.history == []
 
 
