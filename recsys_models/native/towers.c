@@ -7,7 +7,7 @@
 #include "tiles.h"
 
 /* The larger of x and 0; NaN stays NaN. */
-static floats relu(floats x) { return (floats)(~(x < 0.0f) & (ints)x); }
+static floats relu(floats x) { return (floats)(~(x < (floats){0}) & (ints)x); }
 
 /* The first hidden units of one user and some items. */
 static void add_user(const float *user, const floats *items, int64_t width, floats *hidden) {
