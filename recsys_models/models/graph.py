@@ -62,8 +62,12 @@ class GraphRecommender(RecommenderModule):
         self._evaluated: Tensor | None = None
 
     @abstractmethod
-    def propagate(self, adjacency: Adjacency, embeddings: Tensor) -> Tensor:
-        """E*: from E^(0), users and then items, shape (n, dim), to shape (n, any)."""
+    def propagate(self, adjacency: Adjacency, embeddings: Tensor) -> list[Tensor]:
+        """E*, in parts that lie side by side: from E^(0), users and then items, shape (n, dim).
+
+        Returns:
+            Tables of shape (n, any); their products are summed.
+        """
 
     def set_interactions(self, train: Interactions) -> None:
         """Make these pairs the edges of the graph; within a Trainer its data module does it."""
@@ -85,14 +89,14 @@ class GraphRecommender(RecommenderModule):
 
     def scorer(self) -> Products:
         """Users' and items' part of E*."""
-        table = self._final() if self._evaluated is None else self._evaluated
+        table = self._side_by_side() if self._evaluated is None else self._evaluated
         return Products(*table.tensor_split((self.num_users,)))
 
     def training_loss(self, batch: TrainBatch) -> Tensor:
         """BPR loss of the batch."""
-        table = self._final()
-        items = torch.cat([batch.items.unsqueeze(1), batch.negatives], dim=1)
-        scores = pair_scores(table, table, batch.users, items + self.num_users)
+        items = torch.cat([batch.items.unsqueeze(1), batch.negatives], dim=1) + self.num_users
+        tables = self._propagated()
+        scores = torch.stack([pair_scores(t, t, batch.users, items) for t in tables]).sum(0)
         return bpr_loss(scores[:, :1], scores[:, 1:])
 
     def train(self, mode: bool = True) -> GraphRecommender:
@@ -120,9 +124,12 @@ class GraphRecommender(RecommenderModule):
     @torch.no_grad()
     def _keep_final(self) -> None:
         with torch.autocast(self.device.type, enabled=False):  # rounded scores tie
-            self._evaluated = self._final()
+            self._evaluated = self._side_by_side()
 
-    def _final(self) -> Tensor:
+    def _side_by_side(self) -> Tensor:
+        return torch.cat(self._propagated(), dim=1)
+
+    def _propagated(self) -> list[Tensor]:
         if self._adjacency is None:
             raise RuntimeError(missing_message(self, "its graph"))
         embeddings = torch.cat([self.user_embedding.weight, self.item_embedding.weight])

@@ -46,13 +46,13 @@ class LightGCN(GraphRecommender):
             )
         self.num_layers = num_layers
 
-    def propagate(self, adjacency: Adjacency, embeddings: Tensor) -> Tensor:
+    def propagate(self, adjacency: Adjacency, embeddings: Tensor) -> list[Tensor]:
         """The mean of E^(0) to E^(K), shape (n, dim)."""
         total = layer = embeddings
         for _ in range(self.num_layers):
             layer = adjacency.product(layer)
             total = total + layer
-        return total / (self.num_layers + 1)
+        return [total / (self.num_layers + 1)]
 
     def layer_groups(self) -> dict[str, list[str]]:
         """Two layers: users and items."""

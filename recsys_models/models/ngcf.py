@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from itertools import pairwise
 
-import torch
 from torch import Tensor, nn
 from torch.nn.functional import leaky_relu, normalize
 
@@ -82,8 +81,8 @@ class NGCF(GraphRecommender):
             for before, after in pairwise(widths)
         )
 
-    def propagate(self, adjacency: Adjacency, embeddings: Tensor) -> Tensor:
-        """E^(0) to E^(L) side by side, shape (n, dim + sum of layer_dims)."""
+    def propagate(self, adjacency: Adjacency, embeddings: Tensor) -> list[Tensor]:
+        """E^(0) to E^(L), of shapes (n, dim) and (n, width of the layer)."""
         if self.training and self.edge_dropout:
             adjacency = adjacency.drop_entries(self.edge_dropout)
         result = [embeddings]
@@ -92,7 +91,7 @@ class NGCF(GraphRecommender):
             messages = dropout(messages, self.message_dropout, self.training)
             result.append(normalize(messages) if self.concat_normalised else messages)
             embeddings = normalize(messages) if self.propagate_normalised else messages
-        return torch.cat(result, dim=1)
+        return result
 
     def layer_groups(self) -> dict[str, list[str]]:
         """E^(0) of users and items, then W1, b1, W2 and b2 of each layer."""
