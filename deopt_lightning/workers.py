@@ -18,7 +18,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from itertools import chain
 from mmap import mmap
@@ -35,7 +35,12 @@ from numpy.typing import NDArray
 from deopt_lightning.pure_steps import threads
 from deopt_lightning.trainer_seam import validation_workers
 
+if sys.platform == "linux":
+    import fcntl
+
 FloatArray = NDArray[np.float64]
+
+_PIPE_BYTES = 2**20  # as much as Linux gives anybody, unless it is set up otherwise
 
 
 def worker_count(trainer: pl.Trainer, asked: int) -> int:
@@ -147,6 +152,7 @@ class Workers:
         context = get_context("fork")
         for first in range(count):
             reader, writer = context.Pipe(duplex=False)
+            _widen(writer)
             life = partial(_work, self._task, first, numbers, writer, self._known)
             process = context.Process(target=life, daemon=True)
             with warnings.catch_warnings(), _uncollected():
@@ -188,6 +194,13 @@ def shared_array(shape: tuple[int, ...]) -> FloatArray:
     """An array of zeros whose contents forked processes share with this one."""
     memory = mmap(-1, max(1, 8 * math.prod(shape)))
     return np.frombuffer(memory, dtype=np.float64, count=math.prod(shape)).reshape(shape)
+
+
+def _widen(pipe: connection.Connection) -> None:
+    """Lets a pipe hold more: each time that it is full, one process waits for the other to wake."""
+    if sys.platform == "linux":
+        with suppress(OSError):  # not everybody may have so much
+            fcntl.fcntl(pipe.fileno(), fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
 
 
 @contextmanager
