@@ -6,8 +6,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from recsys_models import native
-
 _LEVELS = 2**16  # of a random number of 16 bits, four of which are drawn at once
 
 
@@ -24,9 +22,9 @@ def dropout(x: Tensor, rate: float, training: bool = True) -> Tensor:
     """
     if not training or not rate:
         return x
-    if torch.compiler.is_compiling() or not native.fits(torch.float32, x):
+    if torch.compiler.is_compiling() or x.dtype != torch.float32 or x.device.type != "cpu":
         return functional.dropout(x, rate)
-    drawn = torch.empty(-(-x.numel() // 4), dtype=torch.int64).random_(-(2**63), None)
+    drawn = torch.randint(-(2**63), 2**63 - 1, (-(-x.numel() // 4),))
     levels = min(round(rate * _LEVELS), _LEVELS - 1)  # of those that drop an entry
     kept = drawn.view(torch.int16)[: x.numel()].view(x.shape) >= levels - _LEVELS // 2
     return x * (kept * (_LEVELS / (_LEVELS - levels)))

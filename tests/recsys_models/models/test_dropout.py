@@ -51,16 +51,22 @@ def test_a_rate_next_to_one_leaves_finite_numbers():
     assert dropout(torch.ones(1000), 1 - 1e-9).isfinite().all()
 
 
-@pytest.mark.parametrize("x", [torch.ones(30).double(), torch.ones(6, 5).T, torch.ones(9).half()])
-def test_other_types_and_layouts_are_torchs(x):
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16])
+def test_other_types_are_torchs(dtype):
+    x = torch.ones(30, dtype=dtype)
     torch.manual_seed(0)
     found = dropout(x, 0.5)
     torch.manual_seed(0)
     assert torch.equal(found, functional.dropout(x, 0.5))
 
 
-def test_stacked_entries_are_dropped_each_by_itself():
-    draw = torch.vmap(lambda x: dropout(x, 0.5), randomness="different")
-    found = draw(torch.ones(2, 100))
-    assert not torch.equal(*found)
+@pytest.mark.parametrize("randomness", ["same", "different"])
+def test_stacked_entries_are_dropped_alike_or_each_by_itself(randomness):
+    draw = torch.vmap(lambda x: dropout(x, 0.5), randomness=randomness)
+    torch.manual_seed(0)
+    found = draw(torch.ones(2, 10, 10).mT)
+    torch.manual_seed(0)
+    alone = dropout(torch.ones(10, 10), 0.5)
     assert set(found.unique().tolist()) == {0.0, 2.0}
+    assert torch.equal(found[0], found[1]) == (randomness == "same")
+    assert torch.equal(found[0], alone)
