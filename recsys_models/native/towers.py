@@ -34,9 +34,10 @@ def add_towers(
     tensors = logits, user_parts, item_parts, head, *(part for layer in layers for part in layer)
     if needs_gradient(tensors) or not fits(torch.float32, logits, user_parts, item_parts):
         return False
-    add = function("add_towers", _ARGUMENTS)
+    if (add := function("add_towers", _ARGUMENTS)) is None:
+        return False
     weights = torch.cat([part.flatten() for part in (*tensors[4:], head)])
-    if add is None or not fits(torch.float32, weights):
+    if not fits(torch.float32, weights):
         return False
     widths = torch.tensor([user_parts.shape[1], *(len(bias) for _, bias in layers)])
 
