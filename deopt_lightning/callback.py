@@ -69,8 +69,8 @@ class DEOptCallback(Callback):
         repair: How a vector outside the bounds comes back: ``"reflect"`` or ``"clip"``.
         adopt: False searches and records, but changes nothing: a dry run.
         optimizer_index: The one optimizer that is controlled; by default all are.
-        direct_steps: Train probes without Lightning's loops where the module has a method
-            ``training_loss(batch)``, see ``direct_steps``; faster, and bit for bit the same.
+        direct_steps: Train and validate probes without Lightning's loops where the module has
+            ``training_loss(batch)`` and ``validation_metrics(batches)``; bit for bit the same.
         evaluator: ``"vectorised"`` trains candidates stacked, where direct steps allow it, with
             results that differ by rounding; ``"sequential"`` one after the other. ``"auto"`` stacks
             on an accelerator, if that was faster in the first generation. See ``stacked_steps``.

@@ -27,10 +27,13 @@ from deopt_lightning.quiet import muted
 from deopt_lightning.snapshot import Snapshot
 from deopt_lightning.trainer_seam import ProbeLoops
 
-_HOOKS = (  # those that Lightning's loops call in a training step and these steps do not
+TRANSFER_HOOKS = (
     "on_before_batch_transfer",
     "transfer_batch_to_device",
     "on_after_batch_transfer",
+)
+_HOOKS = (  # those that Lightning's loops call in a training step and these steps do not
+    *TRANSFER_HOOKS,
     "on_before_zero_grad",
     "optimizer_zero_grad",
     "on_before_backward",
@@ -121,11 +124,22 @@ def why_not(trainer: pl.Trainer, strategy: str = "SingleDeviceStrategy") -> str 
         trainer: The Trainer, in its fit loop.
         strategy: Name of the strategy's class that the steps are made for.
     """
-    module, precision = trainer.lightning_module, trainer.precision_plugin
+    module = trainer.lightning_module
     if not callable(getattr(module, "training_loss", None)):
         return f"{type(module).__name__} has no method training_loss(batch)"
     if not module.automatic_optimization or len(trainer.optimizers) != 1:
         return "training is not by one optimizer that Lightning calls"
+    return why_not_alone(trainer, strategy) or why_overridden(trainer, _HOOKS)
+
+
+def why_not_alone(trainer: pl.Trainer, strategy: str = "SingleDeviceStrategy") -> str | None:
+    """Why what a Trainer's module computes is not all there is to it; None if it is.
+
+    Args:
+        trainer: The Trainer, in its fit loop.
+        strategy: Name of the strategy's class that is expected.
+    """
+    precision = trainer.precision_plugin
     if type(trainer.strategy).__name__ != strategy:
         return f"{type(trainer.strategy).__name__} shares training out among processes"
     if averages_of(trainer):
@@ -133,11 +147,16 @@ def why_not(trainer: pl.Trainer, strategy: str = "SingleDeviceStrategy") -> str 
     name, scaler = type(precision).__name__, getattr(precision, "scaler", None)
     if name not in ("Precision", "MixedPrecision") or scaler is not None:
         return f"precision={precision.precision!r} does more than to choose a type"
-    owners = [owner for owner in (module, trainer.datamodule) if owner is not None]  # type: ignore[attr-defined]
-    found = [hook for hook in _HOOKS for owner in owners if overrides(owner, hook)]
-    if found:
-        return f"{found[0]} is overridden"
     return None
+
+
+def why_overridden(trainer: pl.Trainer, hooks: Sequence[str]) -> str | None:
+    """The first of the hooks that module or datamodule override, as a reason; None without."""
+    owners = trainer.lightning_module, trainer.datamodule  # type: ignore[attr-defined]
+    found = [
+        hook for hook in hooks for owner in owners if owner is not None and overrides(owner, hook)
+    ]
+    return f"{found[0]} is overridden" if found else None
 
 
 def equals_loops(loops: ProbeLoops, direct: DirectSteps, start: Snapshot) -> bool:

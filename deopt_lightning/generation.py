@@ -17,6 +17,7 @@ from deopt_lightning.averaging import averages_of
 from deopt_lightning.compile_choice import choose_steps
 from deopt_lightning.compiled_steps import CompiledStep
 from deopt_lightning.direct_steps import DirectSteps, equals_loops, why_not
+from deopt_lightning.direct_validation import DirectValidation, can_validate, equals_loop
 from deopt_lightning.evaluator_choice import EvaluatorName, choose_vectorised
 from deopt_lightning.evaluators.probe import Metrics, Monitor, Probe
 from deopt_lightning.progress import generation_progress
@@ -85,7 +86,7 @@ class ProbeMaker:
         self.limit_val_batches = limit_val_batches
         self.snapshot_device = snapshot_device
         self.sharing = RankSharing(share, direct=direct)
-        self._direct = direct
+        self._direct = self._direct_validation = direct
         self._asked_workers = workers
         self._evaluator: EvaluatorName = evaluator
         self._compile_steps = compile_steps
@@ -116,7 +117,9 @@ class ProbeMaker:
             if not self._checked:
                 self._check(trainer, loops, direct, start, expected)
             direct.compiled = self._step
-            yield Probe(loops, direct if self._direct else loops.train, self.monitor), advance
+            train = direct if self._direct else loops.train
+            evaluate = DirectValidation(loops) if self._direct_validation else loops.validate
+            yield Probe(loops, train, evaluate, self.monitor), advance
 
     @contextmanager
     def validating(self, trainer: pl.Trainer) -> Iterator[Probe]:
@@ -125,7 +128,7 @@ class ProbeMaker:
             take_snapshot(trainer).restored_on_exit(),
             trainer_seam.quiet_loops(trainer, []) as loops,
         ):
-            yield Probe(loops, loops.train, self.monitor)
+            yield Probe(loops, loops.train, loops.validate, self.monitor)
 
     def _check(
         self,
@@ -138,6 +141,7 @@ class ProbeMaker:
         """Decides once in a run what is possible in it."""
         self._checked = True
         self.workers = worker_count(trainer, self._asked_workers)
+        self._check_validation(trainer, loops, start)
         self._direct = self._direct and why_not(trainer) is None
         if self._direct and not equals_loops(loops, direct, start):
             self._direct = False
@@ -147,6 +151,20 @@ class ProbeMaker:
                 "Let training_step return training_loss(batch) and change nothing else."
             )
         self._choose(trainer, direct, start, candidates)
+
+    def _check_validation(self, trainer: pl.Trainer, loops: ProbeLoops, start: Snapshot) -> None:
+        """Decides whether probes are validated without the loop."""
+        if not (self._direct_validation and can_validate(trainer)):
+            self._direct_validation = False
+            return
+        equal = equals_loop(loops, start)
+        self._direct_validation = bool(equal)
+        if equal is False:
+            rank_zero_warn(
+                f"DEOptCallback: {type(trainer.lightning_module).__name__}.validation_metrics("
+                "batches) does not return what validation logs, so probes take Lightning's slower "
+                "loop. Let it return the same names and values, and change nothing else."
+            )
 
     @property
     def vectorised(self) -> bool:

@@ -10,6 +10,7 @@ import lightning.pytorch as pl
 import numpy as np
 
 from deopt_lightning import trainer_seam
+from deopt_lightning.batch_counts import probe_batch_count
 from deopt_lightning.differential_evolution import DifferentialEvolution
 from deopt_lightning.evaluators.distributed import DistributedEvaluator
 from deopt_lightning.evaluators.sequential import SequentialEvaluator, Winner
@@ -134,7 +135,7 @@ class ProbeSearch:
         sequence = np.random.SeedSequence([self._seed, trainer.current_epoch])
         seed = int(sequence.generate_state(1)[0])
         trainer_seam.seed_random(trainer, seed)
-        count = trainer_seam.probe_batch_count(trainer, self._probe_steps)
+        count = probe_batch_count(trainer, self._probe_steps)
         epoch = trainer_seam.UNUSED_EPOCHS + seed % trainer_seam.UNUSED_EPOCHS
         return trainer_seam.fetch_batches(trainer, count, epoch)
 

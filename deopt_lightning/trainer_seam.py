@@ -24,6 +24,7 @@ from lightning.pytorch.utilities.combined_loader import CombinedLoader
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from deopt_lightning import averaging
+from deopt_lightning.batch_counts import limit_batches
 from deopt_lightning.layer_control import LayerControl
 from deopt_lightning.layers import LayerPatterns
 from deopt_lightning.lr_schedule import regroup
@@ -101,6 +102,14 @@ class ProbeLoops:
             trainer.training = True
             self.epoch_loop.val_loop._results.reset()
 
+    def validation_batches(self) -> Iterator[Any]:
+        """What `validate` validates, drawn anew; for Trainers of whom `draws_plainly` holds."""
+        loop = self.epoch_loop.val_loop
+        (loader,), (limit,) = loop._combined_loader.flattened, loop._max_batches
+        epochs: Any = self.trainer.fit_loop.epoch_progress.current
+        _set_sampler_epoch(loader, epochs.processed)
+        return islice(loader, None if math.isinf(limit) else limit)
+
     def end_epoch(self) -> None:
         """Lets averages take part in a whole epoch's end.
 
@@ -160,40 +169,6 @@ def quiet_loops(
         trainer.state.stage, module._current_fx_name = stage, hook
         for optimizer in trainer.optimizers:
             optimizer.zero_grad(set_to_none=True)
-
-
-def probe_batch_count(trainer: pl.Trainer, probe_steps: int | float) -> int:
-    """How many batches a probe takes.
-
-    Args:
-        trainer: The Trainer, in its fit loop.
-        probe_steps: Optimizer steps (int), or a fraction of the epoch (float).
-    """
-    if isinstance(probe_steps, int):
-        return probe_steps * trainer.accumulate_grad_batches
-    if math.isinf(trainer.num_training_batches):
-        raise MisconfigurationException(
-            f"probe_steps={probe_steps} is a fraction of an epoch, but the training data has no "
-            "length. Give probe_steps as an int (optimizer steps), or set limit_train_batches."
-        )
-    return max(1, round(probe_steps * trainer.num_training_batches))
-
-
-def limit_batches(count: int | float, limit: int | float) -> int | float:
-    """How many validation batches a probe takes.
-
-    Args:
-        count: How many there are.
-        limit: How many it may take (int), or which share of them (float).
-    """
-    if isinstance(limit, int):
-        return min(count, limit)
-    if math.isinf(count):
-        raise MisconfigurationException(
-            f"limit_probe_val_batches={limit} is a share of the validation data, which has no "
-            "length. Give it as an int (batches), or set limit_val_batches."
-        )
-    return max(1, round(limit * count))
 
 
 def step_counts(trainer: pl.Trainer) -> list[dict[str, Any]]:
@@ -304,6 +279,17 @@ def validation_workers(trainer: pl.Trainer) -> int:
     combined = trainer.fit_loop.epoch_loop.val_loop._combined_loader
     loaders = combined.flattened if combined is not None else []
     return sum(getattr(loader, "num_workers", 0) for loader in loaders)
+
+
+def draws_plainly(trainer: Any) -> bool:
+    """Whether a validation passes over one dataloader, the same in all epochs."""
+    combined = trainer.fit_loop.epoch_loop.val_loop._combined_loader
+    return (
+        combined is not None
+        and len(combined.flattened) == 1
+        and combined._mode == "sequential"
+        and not trainer.reload_dataloaders_every_n_epochs
+    )
 
 
 def has_communication_hook(trainer: pl.Trainer) -> bool:

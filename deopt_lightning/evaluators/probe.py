@@ -75,11 +75,13 @@ class Probe:
     Attributes:
         loops: Quiet loops of the Trainer, loaded with the generation's batches.
         train: Trains on these batches: the loops' own ``train``, or a faster equal of it.
+        evaluate: Validates and returns what that logs: the loops' own ``validate``, or an equal.
         monitor: What to read.
     """
 
     loops: ProbeLoops
     train: Callable[[], None]
+    evaluate: Callable[[], Metrics]
     monitor: Monitor
 
     def score(self, validate: bool = True) -> Score:
@@ -103,7 +105,7 @@ class Probe:
     def validate(self) -> Score:
         """Validates the present weights."""
         try:
-            metrics, finite = self.loops.validate(), True
+            metrics, finite = self.evaluate(), True
         except FloatingPointError:
             metrics, finite = {}, False
         if not self.loops.all_ranks(finite):

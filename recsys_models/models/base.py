@@ -196,6 +196,15 @@ class RecommenderModule(L.LightningModule):
             self._log_metrics("val", self.val_metrics)
         self.val_metrics.reset()
 
+    def validation_metrics(self, batches: Iterable[RankingBatch]) -> dict[str, Tensor]:
+        """What a validation of all these batches logs, without a Trainer's loop."""
+        self.val_metrics.reset()
+        for batch in batches:
+            self._rank(batch, self.val_metrics)
+        values = _named("val", self.val_metrics)
+        self.val_metrics.reset()
+        return {name: torch.tensor(value, device=self.device) for name, value in values.items()}
+
     def test_step(self, batch: RankingBatch, batch_idx: int) -> None:
         """Rank all unseen items for a batch of users."""
         self._rank(batch, self.test_metrics)
@@ -222,8 +231,7 @@ class RecommenderModule(L.LightningModule):
 
     def _log_metrics(self, stage: str, metrics: RankingMetrics) -> None:
         # compute() has already summed over processes; the mean of equal values changes nothing.
-        values = {f"{stage}/{name}": value for name, value in metrics.compute().items()}
-        self.log_dict(values, sync_dist=True)
+        self.log_dict(_named(stage, metrics), sync_dist=True)
 
     def _check_ids(self, users: Tensor, *items: Tensor) -> None:
         named = [("user", users, self.num_users), *(("item", i, self.num_items) for i in items)]
@@ -235,3 +243,7 @@ class RecommenderModule(L.LightningModule):
                     f"with; got {low if low < 0 else high}. "
                     f"Build the model with the num_{kind}s of the data."
                 )
+
+
+def _named(stage: str, metrics: RankingMetrics) -> dict[str, float]:
+    return {f"{stage}/{name}": value for name, value in metrics.compute().items()}

@@ -69,9 +69,9 @@ def was_direct(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
     taken: list[bool] = []
     make = generation.Probe
 
-    def note(loops: Any, train: Any, monitor: Any) -> Any:
+    def note(loops: Any, train: Any, *others: Any) -> Any:
         taken.append(train != loops.train)
-        return make(loops, train, monitor)
+        return make(loops, train, *others)
 
     monkeypatch.setattr(generation, "Probe", note)
     return taken

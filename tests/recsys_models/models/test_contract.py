@@ -232,6 +232,15 @@ def test_unknown_ids_in_ranking_are_named(trained, kind, field, bad):
         trained[1].validation_step(batch, 0)
 
 
+def test_says_what_a_validation_logs(trained, data):
+    model = trained[1]
+    with torch.no_grad():
+        found = model.validation_metrics(data.val_dataloader())
+    (logged,) = quiet_trainer().validate(model, datamodule=data, verbose=False)
+    assert {name: float(value) for name, value in found.items()} == logged
+    assert model.val_metrics.lists == 0
+
+
 def test_deopt_learns_a_value_for_each_layer(build, data):
     callback = DEOptCallback(
         "val/ndcg@10", mode="max", population_size=4, probe_steps=2, lr_bounds=(1e-3, 1e-1)

@@ -1,0 +1,108 @@
+"""Validation without Lightning's loop, for modules that can say what one logs.
+
+Beside what a small model computes, a validation is mostly the loop and its logs. A module that has
+a method ::
+
+    def validation_metrics(self, batches) -> dict[str, Tensor]
+
+promises that these are the very values that a validation of the batches logs, and that working
+them out changes nothing but torch's random generators. Then a probe's validation is that call, in
+``eval`` mode and without gradients, between ``on_validation_start``, ``on_validation_epoch_start``
+and ``on_validation_end``. The promise is tested once, see `equals_loop`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import lightning.pytorch as pl
+import numpy as np
+import torch
+from torch import Tensor
+
+from deopt_lightning.direct_steps import TRANSFER_HOOKS, why_not_alone, why_overridden
+from deopt_lightning.quiet import muted
+from deopt_lightning.snapshot import Snapshot
+from deopt_lightning.trainer_seam import ProbeLoops, draws_plainly
+
+_HOOKS = (  # those that Lightning's loop calls in a validation and a direct one does not
+    *TRANSFER_HOOKS,
+    "on_validation_model_eval",
+    "on_validation_model_train",
+    "on_validation_batch_start",
+    "on_validation_batch_end",
+)
+
+
+class DirectValidation:
+    """Validates as Lightning's loop does, bit for bit, without it.
+
+    Args:
+        loops: Quiet loops of a Trainer that `can_validate` has nothing against.
+    """
+
+    def __init__(self, loops: ProbeLoops) -> None:
+        self._loops = loops
+
+    def __call__(self) -> dict[str, Tensor]:
+        """Validates the present weights; returns what a validation logs."""
+        trainer = self._loops.trainer
+        module = trainer.lightning_module
+        modes = [(part, part.training) for part in module.modules()]
+        trainer.validating = True
+        module.eval()
+        try:
+            with torch.no_grad(), muted(module):
+                module.on_validation_start()
+                module.on_validation_epoch_start()
+                with trainer.precision_plugin.val_step_context():
+                    found = module.validation_metrics(self._batches())  # type: ignore[operator]
+                module.on_validation_end()
+            return dict(found)
+        finally:
+            for part, training in modes:
+                part.training = training
+            trainer.training = True
+
+    def _batches(self) -> Iterator[Any]:
+        strategy, batches = self._loops.trainer.strategy, self._loops.validation_batches()
+        on_cpu = strategy.root_device.type == "cpu"  # where loaders leave batches
+        return batches if on_cpu else map(strategy.batch_to_device, batches)
+
+
+def can_validate(trainer: pl.Trainer) -> bool:
+    """Whether nothing speaks against validating a Trainer's module without the loop."""
+    return (
+        callable(getattr(trainer.lightning_module, "validation_metrics", None))
+        and draws_plainly(trainer)
+        and why_not_alone(trainer) is None
+        and why_overridden(trainer, _HOOKS) is None
+    )
+
+
+def equals_loop(loops: ProbeLoops, start: Snapshot) -> bool | None:
+    """Whether the present weights have the very same metrics both ways.
+
+    Args:
+        loops: Quiet loops.
+        start: The present state, which is restored.
+
+    Returns:
+        None if it cannot be told, since the weights cannot be validated.
+    """
+    ends = []
+    try:
+        for validate in (loops.validate, DirectValidation(loops)):
+            start.restore()
+            metrics = {name: float(value) for name, value in validate().items()}
+            ends.append((metrics, torch.get_rng_state()))
+    except FloatingPointError:
+        return None
+    finally:
+        start.restore()
+    (logged, random), (found, random_then) = ends
+    same = logged.keys() == found.keys() and np.array_equal(
+        list(logged.values()), [found[name] for name in logged], equal_nan=True
+    )
+    return same and torch.equal(random, random_then)

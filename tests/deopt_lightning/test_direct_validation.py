@@ -1,0 +1,182 @@
+"""Direct validation: what Lightning's loop would log, without it."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from deopt_lightning import DEOptCallback, generation
+from tests.tiny import TinyModel, fit, moving_average, same_state, val_loader
+
+
+class SaysMetrics(TinyModel):
+    """Validates with random noise; the loss is a mean over batches, the error over samples."""
+
+    def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
+        noisy = batch[0] + 0.1 * torch.rand(1), batch[1]
+        super().validation_step(noisy, batch_idx, dataloader_idx)
+
+    def validation_metrics(self, batches: Iterable[Any]) -> dict[str, Tensor]:
+        losses, sizes = [], []
+        for x, y in batches:
+            prediction = self(x + 0.1 * torch.rand(1)).float()
+            self.val_error.update(prediction, y)
+            losses.append(torch.nn.functional.mse_loss(prediction, y) * len(x))
+            sizes.append(len(x))
+        error = self.val_error.compute()
+        self.val_error.reset()
+        return {"val_loss": sum(losses) / sum(sizes), "val_error": error}
+
+
+class KeepsPartInEval(SaysMetrics):
+    """Has a part that does not follow the mode of the rest."""
+
+    def on_train_epoch_start(self) -> None:
+        self.norm.eval()
+
+
+class Prepares(SaysMetrics):
+    """Needs its hooks: what they keep is subtracted, and must be gone in training."""
+
+    kept = 0.0
+
+    def on_validation_start(self) -> None:
+        self.kept = float(self.last.bias.detach())
+
+    def on_validation_end(self) -> None:
+        self.kept = 0.0
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) - self.kept
+
+
+def was_direct(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
+    """Notes for each generation whether it validated directly."""
+    taken: list[bool] = []
+    make = generation.Probe
+
+    def note(loops: Any, train: Any, evaluate: Any, monitor: Any) -> Any:
+        taken.append(evaluate != loops.validate)
+        return make(loops, train, evaluate, monitor)
+
+    monkeypatch.setattr(generation, "Probe", note)
+    return taken
+
+
+def run(folder: Path, **options: Any) -> tuple[Any, ...]:
+    """Everything that a run of two epochs came to."""
+    callback = DEOptCallback(
+        "val_loss",
+        population_size=4,
+        carry=options.pop("carry", "weights"),
+        direct_steps=options.pop("direct", True),
+    )
+    callbacks = [callback, *options.pop("callbacks", [])]
+    module, trainer = fit(folder, callbacks, max_epochs=2, **{"model": SaysMetrics} | options)
+    rows = [{k: v for k, v in row.items() if k != "seconds"} for row in callback.history]
+    logged = {name: float(value) for name, value in trainer.callback_metrics.items()}
+    modes = {name: part.training for name, part in module.named_modules()}
+    return module.state_dict(), rows, callback.schedule, logged, modes, vars(module).get("kept")
+
+
+@pytest.mark.parametrize("carry", ["weights", "population"])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"limit_val_batches": 2},
+        {"precision": "bf16-mixed"},
+        {"model": KeepsPartInEval},
+        {"model": Prepares},
+        {"val": partial(val_loader, shuffle=True)},
+        {"check_val_every_n_epoch": 2},
+    ],
+)
+def test_direct_validation_changes_no_bit_of_a_run(
+    options: dict[str, Any], carry: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taken = was_direct(monkeypatch)
+    make_val = options.get("val", val_loader)
+    loop, direct = (
+        run(tmp_path / str(direct), **options | {"val": make_val()}, carry=carry, direct=direct)
+        for direct in (False, True)
+    )
+    assert taken == [False, False, True, True]
+    assert same_state(loop[0], direct[0])
+    assert loop[1:] == direct[1:]
+
+
+class LeavesOut(SaysMetrics):
+    def validation_metrics(self, batches: Iterable[Any]) -> dict[str, Tensor]:
+        return {"val_loss": super().validation_metrics(batches)["val_loss"]}
+
+
+class Exaggerates(SaysMetrics):
+    def validation_metrics(self, batches: Iterable[Any]) -> dict[str, Tensor]:
+        return {k: v * (1 + 1e-6) for k, v in super().validation_metrics(batches).items()}
+
+
+class DrawsMore(SaysMetrics):
+    def validation_metrics(self, batches: Iterable[Any]) -> dict[str, Tensor]:
+        metrics = super().validation_metrics(batches)
+        torch.rand(1)
+        return metrics
+
+
+class LogsInHook(SaysMetrics):
+    def on_validation_epoch_start(self) -> None:
+        self.log("started", 1.0)
+
+
+@pytest.mark.parametrize("model", [LeavesOut, Exaggerates, DrawsMore, LogsInHook])
+def test_metrics_that_are_not_those_of_the_validation_are_found_out(
+    model: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taken = was_direct(monkeypatch)
+    with pytest.warns(UserWarning, match=rf"{model.__name__}\.validation_metrics\(batches\) does"):
+        run(tmp_path, model=model)
+    assert taken == [False, False]
+
+
+class OwnBatchHook(SaysMetrics):
+    def on_validation_batch_end(self, *_: Any) -> None:
+        pass
+
+
+class Diverged(SaysMetrics):
+    def validation_metrics(self, batches: Iterable[Any]) -> dict[str, Tensor]:
+        raise FloatingPointError("scores are NaN")
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"model": TinyModel},
+        {"model": OwnBatchHook},
+        {"model": Diverged},
+        {"val": [val_loader(), val_loader()]},
+        {"reload_dataloaders_every_n_epochs": 1},
+    ],
+    ids=lambda options: next(iter(options)),
+)
+def test_validations_that_are_more_take_the_loop_without_a_word(
+    options: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taken = was_direct(monkeypatch)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message="DEOptCallback")
+        run(tmp_path, **options)
+    assert taken == [False, False]
+
+
+def test_averaged_weights_take_the_loop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    taken = was_direct(monkeypatch)
+    run(tmp_path, callbacks=[moving_average()])
+    assert taken == [False, False]
