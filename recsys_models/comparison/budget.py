@@ -1,4 +1,4 @@
-"""What every tuner had reached by the time at which one of them was done."""
+"""What every tuner had reached when one of them was done, and when it was as good as another."""
 
 import numpy as np
 from scipy import stats
@@ -44,6 +44,44 @@ def equal_cost(results: Results) -> Table:
         1,
         frozenset(best),
     )
+
+
+def time_to_match(results: Results) -> Table:
+    """Steps until each tuner was as good as the baseline on validation, by all of the baseline's.
+
+    A mean over the seeds that came to be as good, with their number and that of all.
+    """
+    columns = [(data, model) for data in results.datasets for model in results.models]
+    others = [t for t in results.tuners if not t.startswith(LEARN_FROM_VALIDATION)]
+    others = [tuner for tuner in others if tuner != results.baseline]
+    rows = [[t, *(_shares_of_steps(results, *column, t) for column in columns)] for t in others]
+    return Table(
+        f"As good as {results.baseline} on validation",
+        f"Optimizer steps until the best value on validation so far was that of {results.baseline} "
+        f"in the end, by all steps of {results.baseline} at the same seed: the mean over the seeds "
+        "that came so far, and how many of them did. Tuners that learn from the validation pairs "
+        "themselves are left out.",
+        ["tuner", *(f"{data} {model}" for data, model in columns)],
+        [row for row in rows if set(row[1:]) != {NOTHING}],
+        1,
+    )
+
+
+def _shares_of_steps(results: Results, data: str, model: str, tuner: str) -> str:
+    """The mean share and the number of seeds, as text."""
+    mine, goals = (results.by_seed(data, model, name) for name in (tuner, results.baseline))
+    pairs = [(results.of[mine[seed]], results.of[goals[seed]]) for seed in mine if seed in goals]
+    pairs = [(run, goal) for run, goal in pairs if run.curve and goal.curve]
+    if not pairs:
+        return NOTHING
+    sign = -1 if _falls(results) else 1
+    shares = []
+    for run, goal in pairs:
+        whole = goal.curve[-1]
+        steps = [row.steps for row in run.curve if sign * row.value >= sign * whole.value]
+        shares += [steps[0] / whole.steps] if steps else []
+    mean = f"{np.mean(shares):.0%}" if shares else NOTHING
+    return f"{mean} ({len(shares)} of {len(pairs)})"
 
 
 def _reached(results: Results, data: str, model: str, tuner: str) -> float | None:

@@ -3,7 +3,7 @@
 from html import escape
 from pathlib import Path
 
-from recsys_models.comparison.budget import equal_cost
+from recsys_models.comparison.budget import equal_cost, time_to_match
 from recsys_models.comparison.colours import colours_of
 from recsys_models.comparison.figures import budget_pictures, time_picture
 from recsys_models.comparison.frame import Frame
@@ -50,6 +50,7 @@ def _tables(frame: Frame, results: Results) -> dict[str, Table]:
             "signed_ranks": signed_ranks(results),
             "per_user": per_user(results),
             "equal_cost": equal_cost(results),
+            "time_to_match": time_to_match(results),
             **tables,
         }
     return {name: table for name, table in tables.items() if table.rows}
@@ -92,6 +93,7 @@ def _html(frame: Frame, results: Results) -> str:
         tables.get("printed", ""),
         curves and f"<h2>Quality over budget</h2>{_paragraph(CURVES_NOTE)}{curves}",
         tables.get("equal_cost", ""),
+        tables.get("time_to_match", ""),
         times and f"<h2>Time of training (Fig. 2 and 3 of the paper)</h2>{_picture(times)}",
         tables.get("costs", ""),
         tables.get("signed_ranks", ""),

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from recsys_models.comparison.budget import equal_cost
+from recsys_models.comparison.budget import equal_cost, time_to_match
 from recsys_models.comparison.cells import plan, run_missing
 from recsys_models.comparison.results import Results
 from recsys_models.costs import Row
@@ -59,3 +59,30 @@ def test_without_deopt_there_is_no_such_table(tmp_path):
 def test_costs_that_are_not_known_leave_a_run_out(tmp_path):
     curves = {"deopt": {1.0: 0.5}, "grid": {None: 0.1}}
     assert [row[0] for row in equal_cost(results(tmp_path, curves)).rows] == ["deopt"]
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_steps_until_as_good_as_the_baseline(sign, tmp_path):
+    """A curve's k-th row stands for k steps, so that the grid takes four in all."""
+    curves = {
+        "grid": dict(enumerate([0.1, 0.1, 0.2, 0.3, 0.3])),
+        "deopt": dict(enumerate([0.1, 0.3, 0.4])),
+        "random": dict(enumerate([0.1, 0.2, 0.29])),
+        "lambda_opt_adam": dict(enumerate([0.1, 0.9])),
+    }
+    found = results(tmp_path, curves, seeds=(0, 1), sign=sign)
+    table = time_to_match(found)
+    assert table.header == ["tuner", "filmtrust bpr_mf"]
+    assert table.rows == [["deopt", "25% (2 of 2)"], ["random", "– (0 of 2)"]]
+
+    slow = next(c for c in found.of if c.tuner == "deopt" and c.seed == 1)
+    found.of[slow] = replace(found.of[slow], curve=[Row(3, 0, 0.0, sign * 0.3, 0.0)])
+    assert time_to_match(found).rows[0] == ["deopt", "50% (2 of 2)"]
+
+    alone = next(c for c in found.of if c.tuner == "grid" and c.seed == 1)
+    del found.of[alone]
+    assert time_to_match(found).rows[0] == ["deopt", "25% (1 of 1)"]
+
+
+def test_without_the_baseline_there_is_nothing_to_match(tmp_path):
+    assert time_to_match(results(tmp_path, {"deopt": {1.0: 0.5}})).rows == []
