@@ -2,24 +2,26 @@
 
 Run from the root of the checkout; ratings are generated where no files are given::
 
-    python benchmarks/generation.py [filmtrust=ratings.txt] [ml_1m=ratings.dat] [rounds=3]
+    python benchmarks/generation.py [filmtrust=FILE] [ml_1m=FILE] [rounds=3] [candidates=10]
 
 Each way has a process of its own; they take turns, in rounds, and the medians are compared.
-With 10 candidates, each trained for 10 steps and validated on all users:
+With 10 candidates or as many as asked for, each trained for 10 steps and validated on all users:
 
 - ``plain``: for each candidate the weights and the optimizer, torch's Adam as it comes, are loaded,
   one parameter group per layer is written, 10 batches are indexed and trained on, and all users
   ranked; loss and ranking as one writes them at first (see plain.py); two threads. ``plain, fused``
   has Adam with ``fused=True`` as conf/ has, and the package's loss and ranking.
-- ``literal``: a Trainer and a DataLoader for each candidate, else as that; two threads.
-- ``loops``, ``direct``, ``workers``, ``compiled``: the callback in a Trainer, with Lightning's
-  loops, with direct steps, with two processes as well, and with compiled steps in these (compile
-  time is not part of a generation's). Direct steps are the default. All have conf/'s Adam.
+- ``literal``: a Trainer and torch's DataLoader over single pairs for each candidate, else as
+  ``plain, fused``; ``literal, batched`` has the package's DataLoader, which draws whole batches.
+- ``loops``, ``direct``, ``workers``, ``compiled``, ``compiled, workers``: the callback in a Trainer
+  with Lightning's loops, with direct steps, with two processes as well, and with compiled steps
+  in one or two (compile time is not part of a generation's). Direct steps are the default. All
+  have conf/'s Adam.
 
 ``own epoch`` is one of the Trainer's own epochs with torch's Adam as it comes, validation included,
 ``own epoch, fused`` with conf/'s; what follows it are epochs of five members
 (``carry="population"``), the leader's in the Trainer among them. Writes
-benchmarks/results/generation.json.
+benchmarks/results/generation.json, or generation_N.json for N candidates, which has no epochs.
 
 For BPR-MF it says what share of the machine's limit a way reaches: the time that its products take
 at the speed of a large one, and its dense Adam updates at the speed of a copy, both with as many
@@ -58,10 +60,14 @@ CASES = [
     ("filmtrust", "lrml"),
 ]
 SHAPES = {"filmtrust": (1_508, 2_071, 35_494), "ml_1m": (6_040, 3_706, 1_000_209)}
-CANDIDATES, STEPS, MEMBERS = 10, 10, 5
+STEPS, MEMBERS = 10, 5
 EPOCHS, LONG_RUN = 8, 5_000  # measured, and of a run that compiling would be worth it for
+SAMPLE = 10  # candidates of which the median is taken, where each is a loop's or a Trainer's
 SETTLING = 2  # generations that are not timed: the first tests which steps may be taken
-GENERATION_WAYS = ("plain", "plain, fused", "literal", "loops", "direct", "workers", "compiled")
+GENERATION_WAYS = (
+    *("plain", "plain, fused", "literal", "literal, batched", "loops", "direct", "workers"),
+    *("compiled", "compiled, workers"),
+)
 OWN_EPOCHS = ("own epoch", "own epoch, fused")
 EPOCH_WAYS = (
     *OWN_EPOCHS,
@@ -73,7 +79,8 @@ CALLBACK = {
     "loops": {"direct_steps": False, "workers": 0},
     "direct": {"workers": 0},
     "workers": {"workers": 2},
-    "compiled": {"workers": 2, "compile_steps": True},
+    "compiled": {"workers": 0, "compile_steps": True},
+    "compiled, workers": {"workers": 2, "compile_steps": True},
     "members, in turn": {"workers": 0},
     "members, workers": {"workers": 2},
     "members, compiled": {"workers": 0, "compile_steps": True},
@@ -83,20 +90,23 @@ CALLBACK = {
 
 def main() -> None:
     if sys.argv[1:2] == ["--measure"]:
-        print(json.dumps(measure(*sys.argv[2:5], path=sys.argv[5] or None)))
+        print(json.dumps(measure(*sys.argv[2:5], int(sys.argv[5]), sys.argv[6] or None)))
         return
-    options = dict(argument.split("=", 1) for argument in sys.argv[1:])
-    rounds = int(options.pop("rounds", 3))
-    paths = options
+    paths = dict(argument.split("=", 1) for argument in sys.argv[1:])
+    rounds, candidates = int(paths.pop("rounds", 3)), int(paths.pop("candidates", 10))
+    name = "generation" if candidates == 10 else f"generation_{candidates}"
     rows = {}
     RESULTS.mkdir(exist_ok=True)
     for data, model in CASES:
-        ways = GENERATION_WAYS + (EPOCH_WAYS if model == "bpr_mf" else ())
+        ways = GENERATION_WAYS
+        if model == "bpr_mf" and candidates == 10:
+            ways += EPOCH_WAYS
         taken: dict[str, list[float]] = {way: [] for way in ways}
         for _ in range(rounds):
             for way in ways:
-                taken[way].append(in_process(data, model, way, paths.get(data, "")))
-        least = least_seconds(data, paths.get(data)) if model == "bpr_mf" else {}
+                seconds = in_process(data, model, way, str(candidates), paths.get(data, ""))
+                taken[way].append(seconds)
+        least = least_seconds(data, candidates, paths.get(data)) if model == "bpr_mf" else {}
         rows[f"{data} {model}"] = report(data, model, taken, least)
         facts = {
             "torch": torch.__version__,
@@ -106,19 +116,20 @@ def main() -> None:
             "load": os.getloadavg(),
             "real_data": sorted(paths),
             "rounds": rounds,
+            "candidates": candidates,
             "rows": rows,
         }
-        (RESULTS / "generation.json").write_text(json.dumps(facts, indent=2) + "\n")
+        (RESULTS / f"{name}.json").write_text(json.dumps(facts, indent=2) + "\n")
 
 
-def in_process(data: str, model: str, way: str, path: str) -> float:
-    command = [sys.executable, __file__, "--measure", data, model, way, path]
+def in_process(*what: str) -> float:
+    command = [sys.executable, __file__, "--measure", *what]
     environment = {**os.environ, "OMP_NUM_THREADS": "2"}
     done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env=environment)
     return float(json.loads(done.stdout.splitlines()[-1]))
 
 
-def least_seconds(data: str, path: str | None) -> dict[str, float]:
+def least_seconds(data: str, candidates: int, path: str | None) -> dict[str, float]:
     """What the machine needs at least, for each way."""
     made = make_data(data, "bpr_mf", path)
     users = made.num_users - made.skipped_users["validation"]
@@ -130,7 +141,7 @@ def least_seconds(data: str, path: str | None) -> dict[str, float]:
     step = peaks.limit(size=ADAM_FLOATS * table)
     ranking = peaks.limit(flops=2 * WIDTH * users * made.num_items)
     epoch = len(made.train_dataloader()) * step + ranking
-    generations = dict.fromkeys(GENERATION_WAYS, CANDIDATES * (STEPS * step + ranking))
+    generations = dict.fromkeys(GENERATION_WAYS, candidates * (STEPS * step + ranking))
     epochs = dict.fromkeys(EPOCH_WAYS, MEMBERS * epoch) | dict.fromkeys(OWN_EPOCHS, epoch)
     return generations | epochs
 
@@ -147,10 +158,13 @@ def report(
                 limit = f" {least[way] / median[way]:6.0%} of the limit" if least else ""
                 print(line + limit)
     sys.stdout.flush()
-    return {"seconds": median, "share_of_limit": {way: least[way] / median[way] for way in least}}
+    return {
+        "seconds": median,
+        "share_of_limit": {way: least[way] / median[way] for way in median if least},
+    }
 
 
-def measure(data: str, model: str, way: str, path: str | None) -> float:
+def measure(data: str, model: str, way: str, candidates: int, path: str | None) -> float:
     """Seconds of a generation, or of an epoch."""
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore")
@@ -161,10 +175,10 @@ def measure(data: str, model: str, way: str, path: str | None) -> float:
     optimizer = partial(torch.optim.Adam, lr=1e-3, fused=fused)
     module = MODELS[model](*sizes, optimizer=optimizer)
     if way.startswith("plain"):
-        return by_hand(module, module_data, optimizer, all_plain=not fused)
-    if way == "literal":
-        return literal(module, module_data)
-    return in_trainer(module, module_data, way)
+        return candidates * by_hand(module, module_data, optimizer, all_plain=not fused)
+    if way.startswith("literal"):
+        return candidates * literal(module, module_data, batched=way == "literal, batched")
+    return in_trainer(module, module_data, way, candidates)
 
 
 def make_data(data: str, model: str, path: str | None) -> RecsysDataModule:
@@ -183,7 +197,7 @@ def make_data(data: str, model: str, path: str | None) -> RecsysDataModule:
 def by_hand(
     module: L.LightningModule, data: RecsysDataModule, make_optimizer, all_plain: bool
 ) -> float:
-    """Candidate after candidate in a loop."""
+    """A candidate of several, one after the other in a loop."""
     names = module.layer_groups()
     parameters = dict(module.named_parameters())
     groups = [{"params": [parameters[name] for name in layer]} for layer in names.values()]
@@ -196,7 +210,7 @@ def by_hand(
     check_plain(module, batches[0], validation, parts)
     weights, state = copy.deepcopy(module.state_dict()), copy.deepcopy(optimizer.state_dict())
     seconds = []
-    for candidate in range(CANDIDATES):
+    for candidate in range(SAMPLE):
         began = time.perf_counter()
         module.load_state_dict(weights)
         optimizer.load_state_dict(copy.deepcopy(state))
@@ -211,7 +225,7 @@ def by_hand(
                 evaluate(module.scorer(), validation)
         module.train()
         seconds.append(time.perf_counter() - began)
-    return CANDIDATES * statistics.median(seconds)
+    return statistics.median(seconds)
 
 
 @torch.no_grad()
@@ -228,18 +242,22 @@ def train_by_hand(loss, optimizer, batches) -> None:
         optimizer.step()
 
 
-def literal(module: L.LightningModule, data: RecsysDataModule) -> float:
-    """A Trainer for each candidate."""
+def literal(module: L.LightningModule, data: RecsysDataModule, batched: bool) -> float:
+    """A candidate in a Trainer of its own."""
     seconds = []
-    for candidate in range(4):
+    for candidate in range(SAMPLE):
         began = time.perf_counter()
         trained = copy.deepcopy(module)
         trained._make_optimizer = partial(torch.optim.Adam, lr=1e-3 * (candidate + 1), fused=True)
+        loader = data.train_dataloader()
+        if not batched:
+            pairs = plain.Pairs(data.train, data.num_negatives)
+            loader = torch.utils.data.DataLoader(pairs, data.batch_size, shuffle=True)
         trainer = quiet_trainer(max_steps=STEPS)
-        trainer.fit(trained, data.train_dataloader(), data.val_dataloader())
+        trainer.fit(trained, loader, data.val_dataloader())
         trainer.validate(trained, data.val_dataloader(), verbose=False)
         seconds.append(time.perf_counter() - began)
-    return CANDIDATES * statistics.median(seconds)
+    return statistics.median(seconds)
 
 
 class Clock(L.Callback):
@@ -261,10 +279,12 @@ class Clock(L.Callback):
         self.times.append(time.perf_counter())
 
 
-def in_trainer(module: L.LightningModule, data: RecsysDataModule, way: str) -> float:
+def in_trainer(
+    module: L.LightningModule, data: RecsysDataModule, way: str, candidates: int
+) -> float:
     clock, callbacks = Clock(), []
     if way in GENERATION_WAYS:
-        options = {"carry": "weights", "population_size": CANDIDATES, "probe_steps": STEPS}
+        options = {"carry": "weights", "population_size": candidates, "probe_steps": STEPS}
         callbacks = [DEOptCallback("val/ndcg@10", "max", **options, **CALLBACK[way])]
     elif way in CALLBACK:
         options = {"carry": "population", "population_size": MEMBERS}
@@ -272,7 +292,7 @@ def in_trainer(module: L.LightningModule, data: RecsysDataModule, way: str) -> f
     quiet_trainer(max_epochs=LONG_RUN, callbacks=[*callbacks, clock]).fit(module, datamodule=data)
     if way in GENERATION_WAYS:
         rows = callbacks[0].history[SETTLING:]
-        return statistics.median(CANDIDATES * r["seconds"] / r["evaluations"] for r in rows)
+        return statistics.median(candidates * r["seconds"] / r["evaluations"] for r in rows)
     times = clock.times[SETTLING:]
     return statistics.median(end - begin for begin, end in zip(times, times[1:], strict=False))
 

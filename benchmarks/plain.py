@@ -1,5 +1,7 @@
 """Losses, scores and NDCG as one writes them at first, to compare the package with."""
 
+import random
+
 import torch
 from torch import Tensor
 from torch.nn.functional import (
@@ -10,8 +12,9 @@ from torch.nn.functional import (
     logsigmoid,
     relu,
 )
+from torch.utils.data import Dataset
 
-from recsys_models.data import RankingBatch, TrainBatch
+from recsys_models.data import Interactions, RankingBatch, TrainBatch
 from recsys_models.models import BPRMF, LRML, NGCF, NeuMF
 
 USERS_AT_A_TIME = 8  # of networks that look at every pair of a user and an item
@@ -99,3 +102,28 @@ def ndcg(model: BPRMF | NeuMF | LRML, batches: list[RankingBatch], k: int = 10) 
         total += float((dcg / ideal).sum())
         users += len(batch.users)
     return total / users
+
+
+class Pairs(Dataset):
+    """Training pairs one by one, each with negatives that are drawn until the user has none."""
+
+    def __init__(self, train: Interactions, num_negatives: int) -> None:
+        self._pairs = list(zip(train.users.tolist(), train.items.tolist(), strict=True))
+        self._known = set(self._pairs)
+        self._num_items, self._num_negatives = train.num_items, num_negatives
+
+    def __len__(self) -> int:
+        """How many pairs there are."""
+        return len(self._pairs)
+
+    def __getitem__(self, index: int) -> TrainBatch:
+        """A batch's row, to be collated by torch."""
+        user, item = self._pairs[index]
+        return TrainBatch(
+            user, item, torch.tensor([self._draw(user) for _ in range(self._num_negatives)])
+        )
+
+    def _draw(self, user: int) -> int:
+        while (user, item := random.randrange(self._num_items)) in self._known:
+            pass
+        return item
