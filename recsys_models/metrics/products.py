@@ -34,7 +34,7 @@ class Products(NamedTuple):
         return torch.addmm(self.item_bias, vectors, self.items.T)
 
     def ranks(self, batch: RankingBatch, k: int) -> Tensor | None:
-        """The result of ``ranks_of_relevant``, on one core, which is as fast as two with a matrix.
+        """The result of ``ranks_of_relevant``, on torch's threads.
 
         The items' vectors are copied once, into the order in which they are read.
 

@@ -12,7 +12,6 @@ import shutil
 import subprocess
 import tempfile
 from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
 
@@ -25,6 +24,8 @@ DOUBLE = ctypes.c_double
 
 _SOURCES = sorted(Path(__file__).parent.glob("*.c"))
 _HEADERS = sorted(Path(__file__).parent.glob("*.h"))
+# GNU's library for OpenMP is torch's as well, whose threads then do this work between their own.
+_PARALLEL = "-fopenmp"
 _OPTIONS = ("-O3", "-march=native", "-fno-math-errno", "-shared", "-fPIC")
 _log = logging.getLogger(__name__)
 
@@ -56,27 +57,6 @@ def fits(dtype: torch.dtype, *tensors: Tensor) -> bool:
 def needs_gradient(tensors: Iterable[Tensor]) -> bool:
     """Whether what is worked out from these is to be differentiated, which no function can."""
     return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
-
-
-def in_parts(work: Callable[[int, int], int], count: int) -> bool:
-    """Does work on a number of rows, by half as many threads as torch has.
-
-    Torch's own go on spinning after each operation, on the lookout for the next one. On two cores
-    two more threads beside them took up to twice as long as one.
-
-    Args:
-        work: from the first row and how many there are to whether it was done.
-        count: of all rows.
-
-    Returns:
-        Whether all was done.
-    """
-    threads = torch.get_num_threads() // 2
-    if threads < 2:
-        return bool(work(0, count))
-    parts = torch.arange(count).tensor_split(threads)
-    with ThreadPoolExecutor(threads) as pool:
-        return all(pool.map(lambda rows: work(int(rows[0]), len(rows)), filter(len, parts)))
 
 
 def column_parts(dense: Tensor, width: int) -> Tensor:
@@ -113,7 +93,7 @@ def _library() -> ctypes.CDLL | None:
 def _compiled() -> Path:
     """The shared library, from the user's cache if it was compiled for this processor before."""
     compiler = shlex.split(os.environ.get("CC") or "cc")
-    made_by = [*compiler, *_OPTIONS, platform.machine(), _processor()]
+    made_by = [*compiler, *_OPTIONS, _PARALLEL, platform.machine(), _processor()]
     sources = b"".join(file.read_bytes() for file in (*_HEADERS, *_SOURCES))
     key = hashlib.sha256(sources + "\n".join(made_by).encode()).hexdigest()
     cached = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "deopt-lightning"
@@ -128,9 +108,18 @@ def _compiled() -> Path:
     with tempfile.TemporaryDirectory(dir=cached) as folder:
         fresh = Path(folder) / library.name
         command = [*compiler, *_OPTIONS, *map(str, _SOURCES), "-o", str(fresh)]
-        subprocess.run(command, check=True, capture_output=True, timeout=60)
+        try:
+            _compile([*command, _PARALLEL], fresh)
+        except (OSError, subprocess.CalledProcessError):  # a compiler without OpenMP: one thread
+            _compile(command, fresh)
         fresh.replace(library)  # in one step, since other processes may be at it, too
     return library
+
+
+def _compile(command: list[str], library: Path) -> None:
+    """Runs a compiler, and tests whether all is there that the library needs."""
+    subprocess.run(command, check=True, capture_output=True, timeout=60)
+    ctypes.CDLL(str(library))
 
 
 def _processor() -> str:

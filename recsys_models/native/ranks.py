@@ -16,7 +16,7 @@ from recsys_models.native.library import INT, INT64, POINTER, fits, function
 _PAIRS = (POINTER, POINTER, INT64)
 _RESULT = (*_PAIRS, *_PAIRS, INT, INT64, POINTER, POINTER)
 _OF_SCORES = (POINTER, INT64, INT64, *_RESULT)
-_OF_PRODUCTS = (POINTER, POINTER, POINTER, INT64, INT64, INT64, *_RESULT)
+_OF_PRODUCTS = (POINTER, POINTER, POINTER, INT64, INT64, INT64, *_RESULT, INT)
 
 
 def ranks(scores: Tensor, batch: RankingBatch, k: int) -> Tensor | None:
@@ -48,11 +48,18 @@ def product_ranks(
         return None
     pointers = users.data_ptr(), items.data_ptr(), None if bias is None else bias.data_ptr()
     sizes = len(users), *items.shape
-    return _counted("product_ranks", _OF_PRODUCTS, (*pointers, *sizes), batch, k)
+    return _counted(
+        "product_ranks", _OF_PRODUCTS, (*pointers, *sizes), batch, k, torch.get_num_threads()
+    )
 
 
 def _counted(
-    name: str, types: tuple[type, ...], scores: tuple[int | None, ...], batch: RankingBatch, k: int
+    name: str,
+    types: tuple[type, ...],
+    scores: tuple[int | None, ...],
+    batch: RankingBatch,
+    k: int,
+    *threads: int,
 ) -> Tensor | None:
     ids = [part.contiguous() for part in batch[1:5]]
     if len(ids[0]) != len(ids[1]) or len(ids[2]) != len(ids[3]) or not fits(torch.int64, *ids):
@@ -67,5 +74,6 @@ def _counted(
         *(seen_rows.data_ptr(), seen_items.data_ptr(), len(seen_rows)),
         *(relevant_rows.data_ptr(), relevant_items.data_ptr(), len(relevant_rows)),
         *(batch.one_by_one, k, own.data_ptr(), found.data_ptr()),
+        *threads,
     )
     return found if done else None

@@ -81,28 +81,40 @@ static void combine(floats *share, int64_t slots, const float *gram, const float
  */
 int add_relations(const float *users, int64_t num_users, const float *items, int64_t num_items,
                   int64_t dim, const float *keys, int64_t slots, const float *gram,
-                  const float *user_memories, const float *item_memories, float *distances) {
+                  const float *user_memories, const float *item_memories, float *distances,
+                  int threads) {
     const int64_t columns = rounded_up(num_items, COLUMNS), rows = rounded_up(slots, ROWS);
-    float *items_together = calloc(columns * (dim + slots) + slots * dim + rows * (dim + COLUMNS), sizeof(float));
+    float *items_together = calloc(columns * (dim + slots), sizeof(float));
     if (items_together == NULL) return 0;
     float *memories_together = items_together + columns * dim;
-    float *scaled = memories_together + columns * slots, *keys_together = scaled + slots * dim;
-    floats *share = (floats *)(keys_together + rows * dim);
     lay_together(items, num_items, dim, COLUMNS, items_together);
     lay_together(item_memories, num_items, slots, COLUMNS, memories_together);
-    for (int64_t user = 0; user < num_users; user++, users += dim, user_memories += slots) {
-        scale(keys, users, slots, dim, scaled);
-        lay_together(scaled, slots, dim, ROWS, keys_together);
-        for (int64_t item = 0; item < num_items; item += COLUMNS) {
-            floats result[VECTORS];
-            logits(keys_together, (const floats *)(items_together + item * dim), slots, dim, share);
-            combine(share, slots, gram, user_memories,
-                    (const floats *)(memories_together + item * slots), result);
-            float *own = distances + user * num_items + item;
-            const int64_t left = num_items - item;
-            for (int i = 0; i < (left < COLUMNS ? left : COLUMNS); i++) own[i] += ((float *)result)[i];
+    int done = 1;
+#pragma omp parallel num_threads(threads)
+    {
+        float *scaled = calloc(slots * dim + rows * (dim + COLUMNS), sizeof(float));
+#pragma omp for schedule(dynamic) reduction(&& : done)
+        for (int64_t user = 0; user < num_users; user++) {
+            done = done && scaled != NULL;
+            if (!done) continue;
+            float *keys_together = scaled + slots * dim;
+            floats *share = (floats *)(keys_together + rows * dim);
+            scale(keys, users + user * dim, slots, dim, scaled);
+            lay_together(scaled, slots, dim, ROWS, keys_together);
+            for (int64_t item = 0; item < num_items; item += COLUMNS) {
+                floats result[VECTORS];
+                logits(keys_together, (const floats *)(items_together + item * dim), slots, dim,
+                       share);
+                combine(share, slots, gram, user_memories + user * slots,
+                        (const floats *)(memories_together + item * slots), result);
+                float *own = distances + user * num_items + item;
+                const int64_t left = num_items - item;
+                for (int i = 0; i < (left < COLUMNS ? left : COLUMNS); i++)
+                    own[i] += ((float *)result)[i];
+            }
         }
+        free(scaled);
     }
     free(items_together);
-    return 1;
+    return done;
 }

@@ -8,14 +8,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from recsys_models.native.library import INT64, POINTER, fits, function, in_parts, needs_gradient
+from recsys_models.native.library import INT, INT64, POINTER, fits, function, needs_gradient
 
 _VECTORS = (POINTER, INT64, POINTER, INT64, INT64)
-_ARGUMENTS = (*_VECTORS, POINTER, INT64, POINTER, POINTER, POINTER, POINTER)
+_ARGUMENTS = (*_VECTORS, POINTER, INT64, POINTER, POINTER, POINTER, POINTER, INT)
 
 
 def squared_distances(p: Tensor, q: Tensor, keys: Tensor, memories: Tensor) -> Tensor | None:
-    """LRML's || p + r - q ||^2 of all users and items, by half of torch's threads.
+    """LRML's || p + r - q ||^2 of all users and items.
 
     Args:
         p: vectors of B users, shape (B, dim).
@@ -37,12 +37,9 @@ def squared_distances(p: Tensor, q: Tensor, keys: Tensor, memories: Tensor) -> T
         2 * (p @ memories.T),
         2 * (q @ memories.T),
     )
-
-    def some(first: int, count: int) -> int:
-        return add_relations(
-            *(p[first:].data_ptr(), count, q.data_ptr(), *q.shape, keys.data_ptr(), len(keys)),
-            *(gram.data_ptr(), user_memories[first:].data_ptr(), item_memories.data_ptr()),
-            distances[first:].data_ptr(),
-        )
-
-    return distances if in_parts(some, len(p)) else None
+    done = add_relations(
+        *(p.data_ptr(), len(p), q.data_ptr(), *q.shape, keys.data_ptr(), len(keys)),
+        *(gram.data_ptr(), user_memories.data_ptr(), item_memories.data_ptr()),
+        *(distances.data_ptr(), torch.get_num_threads()),
+    )
+    return distances if done else None

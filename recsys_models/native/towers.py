@@ -7,9 +7,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from recsys_models.native.library import INT64, POINTER, fits, function, in_parts, needs_gradient
+from recsys_models.native.library import INT, INT64, POINTER, fits, function, needs_gradient
 
-_ARGUMENTS = (POINTER, INT64, POINTER, INT64, POINTER, INT64, POINTER, POINTER)
+_ARGUMENTS = (POINTER, INT64, POINTER, INT64, POINTER, INT64, POINTER, POINTER, INT)
 
 
 def add_towers(
@@ -19,7 +19,7 @@ def add_towers(
     layers: Sequence[tuple[Tensor, Tensor]],
     head: Tensor,
 ) -> bool:
-    """Adds h . z_L to the logits of all users and items, by half of torch's threads.
+    """Adds h . z_L to the logits of all users and items.
 
     Args:
         logits: shape (B, I).
@@ -40,11 +40,10 @@ def add_towers(
     if not fits(torch.float32, weights):
         return False
     widths = torch.tensor([user_parts.shape[1], *(len(bias) for _, bias in layers)])
-
-    def some(first: int, count: int) -> int:
-        return add(
-            *(user_parts[first:].data_ptr(), count, item_parts.data_ptr(), len(item_parts)),
-            *(widths.data_ptr(), len(widths), weights.data_ptr(), logits[first:].data_ptr()),
+    return bool(
+        add(
+            *(user_parts.data_ptr(), len(user_parts), item_parts.data_ptr(), len(item_parts)),
+            *(widths.data_ptr(), len(widths), weights.data_ptr(), logits.data_ptr()),
+            torch.get_num_threads(),
         )
-
-    return in_parts(some, len(logits))
+    )
