@@ -12,7 +12,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from deopt_lightning import averaging, compatibility, trainer_seam
 from deopt_lightning.differential_evolution import Strategy
-from deopt_lightning.evaluators.probe import Monitor
+from deopt_lightning.evaluators.probe import Metrics, Monitor
 from deopt_lightning.members import MemberSearch
 from deopt_lightning.random_state import rng_state, set_rng_state
 from deopt_lightning.rank_exchange import gather_ranks, warn_of_lost_rank
@@ -161,7 +161,7 @@ class DEOptCallback(Callback):
         self.probe_steps_taken = 0
         self.evaluations = 0
         self._last_epoch = -1  # the last epoch whose end was handled
-        self._validated_step = -1  # the last optimizer step whose weights were validated
+        self._validated: tuple[int, Metrics] = -1, {}  # the optimizer step, and what was logged
         self._search: Search | None = None
         self._maker = build_maker(vars(self))
         self._resumed_rng: dict[str, Any] | None = None
@@ -237,7 +237,7 @@ class DEOptCallback(Callback):
         """Refuses a monitor that validation does not log, as soon as that is known."""
         if trainer.state.fn == "fit" and not trainer.sanity_checking:
             Monitor(self.monitor, self.mode).check(trainer.callback_metrics)
-            self._validated_step = trainer.global_step
+            self._validated = trainer.global_step, dict(trainer.callback_metrics)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Runs a generation, if one is due, and logs the values that train the next epoch."""
@@ -269,7 +269,6 @@ class DEOptCallback(Callback):
             "search": self._search.state_dict(),
             "values": self._values.tolist(),
             "history": list(self.history),
-            "validated_step": self._validated_step,
             "schedule": list(self.schedule),
             "probe_steps_taken": self.probe_steps_taken,
             "evaluations": self.evaluations,
@@ -307,11 +306,13 @@ class DEOptCallback(Callback):
     def _run(self, trainer: pl.Trainer) -> dict[str, float] | None:
         """Lets the search see the end of an epoch; what to log of it if it found anything."""
         assert self._search is not None
-        ends = trainer.should_stop or trainer.fast_dev_run  # type: ignore[attr-defined]
-        if ends or self._is_over() or averaging.training_is_over(trainer):
+        ends = trainer_seam.ends_now(trainer) or averaging.training_is_over(trainer)
+        if ends or self._is_over():
             return None
-        validated = self._validated_step == trainer.global_step
-        outcome = self._search.epoch_ends(trainer, self._is_due(trainer), validated)
+        # Not what the Trainer has by now, among which are metrics of training by the same names.
+        step, metrics = self._validated
+        logged = metrics if step == trainer.global_step else None
+        outcome = self._search.epoch_ends(trainer, self._is_due(trainer), logged)
         if outcome is None:
             return None
         self.probe_steps_taken += outcome.probe_steps
@@ -344,7 +345,6 @@ class DEOptCallback(Callback):
         self.evaluations = state["evaluations"]
         self._maker.decisions.update(state.get("decisions", {}))
         self._last_epoch = state["last_epoch"]
-        self._validated_step = state["validated_step"]
         if len(state["rng"]) == trainer.world_size:
             self._resumed_rng = state["rng"][trainer.global_rank]
             set_rng_state(self._resumed_rng)

@@ -7,6 +7,7 @@ from typing import Any
 import lightning.pytorch as pl
 import numpy as np
 
+from deopt_lightning.evaluators.probe import Metrics
 from deopt_lightning.generation import Outcome, ProbeMaker
 from deopt_lightning.history import finite, spread
 from deopt_lightning.layer_control import LayerControl
@@ -50,18 +51,18 @@ class ChainedSearch:
     def epoch_starts(self, trainer: pl.Trainer, rng: dict[str, Any]) -> None:
         """Nothing: the epoch's training is the trial's."""
 
-    def epoch_ends(self, trainer: pl.Trainer, due: bool, validated: bool) -> Outcome | None:
+    def epoch_ends(self, trainer: pl.Trainer, due: bool, logged: Metrics | None) -> Outcome | None:
         """Tells the search what the epoch has reached, if a trial is due, and asks for the next.
 
         Args:
             trainer: A Trainer in `on_train_epoch_end`.
             due: Whether a trial is due.
-            validated: Whether the Trainer has validated the weights that it now has.
+            logged: What validation has logged of the present weights; None without one.
         """
         if not due:
             return None
         search = self.search
-        perf, validations = self._score(trainer, validated)
+        perf, validations = self._score(trainer, logged)
         self._validations += validations
         record = None
         if search.trial is None:  # the first epoch that is due has trained with the own values
@@ -97,10 +98,9 @@ class ChainedSearch:
     def release(self) -> None:
         """Nothing: a trial leaves nothing in memory."""
 
-    def _score(self, trainer: pl.Trainer, validated: bool) -> tuple[float, int]:
+    def _score(self, trainer: pl.Trainer, logged: Metrics | None) -> tuple[float, int]:
         """Perf of the weights as they are, and how many validation passes it took."""
-        logged = dict(trainer.callback_metrics)
-        if validated:
+        if logged is not None:
             with quiet_loops(trainer, []) as loops:
                 return self._maker.monitor.perf(logged, loops), 0
         with self._maker.validating(trainer) as probe:

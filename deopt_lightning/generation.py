@@ -91,7 +91,7 @@ class ProbeMaker:
         self._evaluator: EvaluatorName = evaluator
         self._compile_steps = compile_steps
         self._passes_left = passes_left
-        self._checked = False
+        self._generations = 0
         self._step: CompiledStep | None = None
         self.workers = 0
         self.decisions: dict[str, bool | None] = {"vectorised": None, "compiled": None}
@@ -114,12 +114,16 @@ class ProbeMaker:
             trainer_seam.quiet_loops(trainer, batches, self.limit_val_batches) as loops,
         ):
             direct = DirectSteps(trainer, batches)
-            if not self._checked:
+            if not self._generations:
                 self._check(trainer, loops, direct, start, expected)
+            self._generations += 1
+            if self._generations.bit_count() == 1:  # the 1st, 2nd, 4th, 8th ...
+                self._check_validation(trainer, loops, start)
             direct.compiled = self._step
             train = direct if self._direct else loops.train
             evaluate = DirectValidation(loops) if self._direct_validation else loops.validate
-            yield Probe(loops, train, evaluate, self.monitor), advance
+            tried = self._generations > 1
+            yield Probe(loops, train, evaluate, self.monitor, tried), advance
 
     @contextmanager
     def validating(self, trainer: pl.Trainer) -> Iterator[Probe]:
@@ -139,9 +143,7 @@ class ProbeMaker:
         candidates: int,
     ) -> None:
         """Decides once in a run what is possible in it."""
-        self._checked = True
         self.workers = worker_count(trainer, self._asked_workers)
-        self._check_validation(trainer, loops, start)
         self._direct = self._direct and why_not(trainer) is None
         if self._direct and not equals_loops(loops, direct, start):
             self._direct = False

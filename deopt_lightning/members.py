@@ -89,7 +89,7 @@ class MemberSearch:
             self._members = [HeldState(self._take(trainer))] * self.search.population_size
         self._epoch_start = EpochStart.take(trainer, rng)
 
-    def epoch_ends(self, trainer: pl.Trainer, due: bool, validated: bool) -> Outcome | None:
+    def epoch_ends(self, trainer: pl.Trainer, due: bool, logged: Metrics | None) -> Outcome | None:
         """Lets the other members train the epoch; if a generation is due, compares them all.
 
         After an error, Trainer, model, members and search are as they were.
@@ -97,12 +97,11 @@ class MemberSearch:
         Args:
             trainer: A Trainer in `on_train_epoch_end`.
             due: Whether a generation is due.
-            validated: Whether the Trainer has validated the weights that it now has.
+            logged: What validation has logged of the present weights; None without one.
         """
         if self._epoch_start is None:
             return None
         started = time.perf_counter()
-        logged = dict(trainer.callback_metrics) if validated else None
         averaging.end_epoch(trainer)
         end = self._take(trainer)
         others = [m for m in range(len(self._members)) if m != self._leader]

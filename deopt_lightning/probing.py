@@ -13,6 +13,7 @@ from deopt_lightning import trainer_seam
 from deopt_lightning.batch_counts import probe_batch_count
 from deopt_lightning.differential_evolution import DifferentialEvolution
 from deopt_lightning.evaluators.distributed import DistributedEvaluator
+from deopt_lightning.evaluators.probe import Metrics
 from deopt_lightning.evaluators.sequential import SequentialEvaluator, Winner
 from deopt_lightning.evaluators.vectorised import VectorisedEvaluator
 from deopt_lightning.generation import (
@@ -67,7 +68,7 @@ class ProbeSearch:
     def train_start(self, trainer: pl.Trainer) -> None:
         """Nothing: a search is all there is to resume."""
 
-    def epoch_ends(self, trainer: pl.Trainer, due: bool, validated: bool) -> Outcome | None:
+    def epoch_ends(self, trainer: pl.Trainer, due: bool, logged: Metrics | None) -> Outcome | None:
         """Lets the search ask until its generation is complete, if one is due.
 
         After an error, Trainer, model and search are back at the start of the generation.

@@ -8,6 +8,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.loggers.logger import DummyLogger
 
 
 @contextmanager
@@ -24,6 +25,21 @@ def deaf(callbacks: list[Any]) -> Iterator[None]:
             for name in hooks:
                 vars(callback).pop(name, None)
             vars(callback).update(attributes)
+
+
+class QuietLogger(DummyLogger):
+    """Takes the place of a logger and writes nothing; its folders have the same names.
+
+    Args:
+        logger: The logger.
+    """
+
+    name = version = save_dir = log_dir = root_dir = None  # type: ignore[assignment]
+
+    def __init__(self, logger: Any) -> None:
+        super().__init__()
+        names = ("name", "version", "save_dir", "log_dir", "root_dir")
+        vars(self).update({name: getattr(logger, name, None) for name in names})
 
 
 @contextmanager

@@ -17,7 +17,6 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 from lightning.fabric.utilities.data import _set_sampler_epoch
-from lightning.pytorch.loggers.logger import DummyLogger
 from lightning.pytorch.loops.fetchers import _PrefetchDataFetcher
 from lightning.pytorch.profilers import PassThroughProfiler
 from lightning.pytorch.utilities.combined_loader import CombinedLoader
@@ -28,7 +27,7 @@ from deopt_lightning.batch_counts import limit_batches
 from deopt_lightning.layer_control import LayerControl
 from deopt_lightning.layers import LayerPatterns
 from deopt_lightning.lr_schedule import regroup
-from deopt_lightning.quiet import deaf, muted
+from deopt_lightning.quiet import QuietLogger, deaf, muted
 from deopt_lightning.replay import Replay
 
 _METRICS = ("_progress_bar_metrics", "_logged_metrics", "_callback_metrics")
@@ -58,6 +57,7 @@ class ProbeLoops:
         self.progress = step_counts(trainer)
         self.plain = False
         self._averages = averaging.averages_of(trainer)
+        self._metrics_before = dict(trainer._logger_connector._callback_metrics)
         self.main = trainer.fit_loop.epoch_loop
         self.epoch_loop = _probe_loop_class(type(self.main))(trainer)
         _share_validation_data(self.main.val_loop, self.epoch_loop.val_loop, trainer)
@@ -92,12 +92,14 @@ class ProbeLoops:
         """Runs the whole validation and returns what it logged."""
         trainer = self.trainer
         connector = trainer._logger_connector
-        connector._callback_metrics = {}
+        before = self._metrics_before  # user code may look there for what training has logged
+        connector._callback_metrics = dict(before)
         trainer.validating = True
         try:
             with deaf(self._averages if self.plain else []):
                 self.epoch_loop.val_loop.run()
-            return dict(connector._callback_metrics)
+            found = connector._callback_metrics
+            return {name: value for name, value in found.items() if value is not before.get(name)}
         finally:
             trainer.training = True
             self.epoch_loop.val_loop._results.reset()
@@ -153,11 +155,11 @@ def quiet_loops(
     try:
         averages = averaging.averages_of(trainer)
         with deaf([callback for callback in trainer.callbacks if callback not in averages]):
-            trainer.loggers = [DummyLogger()] if trainer.loggers else []
+            trainer.loggers = [QuietLogger(logger) for logger in trainer.loggers]
             trainer.profiler = PassThroughProfiler()
+            loops = ProbeLoops(trainer, batches, limit_val_batches)
             for name in _METRICS:
                 setattr(connector, name, {})
-            loops = ProbeLoops(trainer, batches, limit_val_batches)
             trainer.fit_loop.epoch_loop = loops.epoch_loop
             yield loops
     finally:
@@ -180,6 +182,11 @@ def _step_progress(loop: Any) -> list[Any]:
     """Where an epoch loop counts optimizer steps, automatic and manual ones."""
     automatic, manual = loop.automatic_optimization, loop.manual_optimization
     return [automatic.optim_progress, manual.optim_step_progress]
+
+
+def ends_now(trainer: Any) -> bool:
+    """Whether no epoch follows this one, apart from the limits that the Trainer was given."""
+    return bool(trainer.fast_dev_run or (trainer.should_stop and trainer.fit_loop._can_stop_early))
 
 
 def batches_trained(trainer: pl.Trainer) -> int:

@@ -8,6 +8,7 @@ from typing import Literal
 
 import torch
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
 from deopt_lightning.trainer_seam import ProbeLoops
 
@@ -77,12 +78,15 @@ class Probe:
         train: Trains on these batches: the loops' own ``train``, or a faster equal of it.
         evaluate: Validates and returns what that logs: the loops' own ``validate``, or an equal.
         monitor: What to read.
+        tried: Whether others went well in this run, so that an error is likely to come from the
+            values that are tried here.
     """
 
     loops: ProbeLoops
     train: Callable[[], None]
     evaluate: Callable[[], Metrics]
     monitor: Monitor
+    tried: bool = False
 
     def score(self, validate: bool = True) -> Score:
         """Trains and, on request, validates from the present state.
@@ -98,7 +102,9 @@ class Probe:
         """Trains from the present state; returns whether all weights are finite after it."""
         try:
             self.train()
-        except FloatingPointError:
+        except Exception as error:
+            if not self._is_divergence(error):
+                raise
             return False
         return _all_finite(self.loops.trainer.lightning_module)
 
@@ -106,13 +112,35 @@ class Probe:
         """Validates the present weights."""
         try:
             metrics, finite = self.evaluate(), True
-        except FloatingPointError:
+        except Exception as error:
+            if not self._is_divergence(error):
+                raise
             metrics, finite = {}, False
         if not self.loops.all_ranks(finite):
             return Score(float("nan"), {}, trained=False, validated=True)
         perf = self.monitor.perf(metrics, self.loops)
         logged = {} if self.loops.plain else metrics
         return Score(perf, logged, trained=False, validated=True)
+
+    def _is_divergence(self, error: Exception) -> bool:
+        """Whether the values that are tried are to blame for an error: these weights then lose."""
+        trainer = self.loops.trainer
+        if isinstance(error, FloatingPointError):
+            return True
+        # Others wait for a process that has had an error in a step of all.
+        if trainer.world_size > 1 or isinstance(error, _NEVER_DIVERGENCE):
+            return False
+        if not _all_finite(trainer.lightning_module):
+            return True
+        if self.tried:
+            rank_zero_warn(
+                f"DEOptCallback: a candidate ended in an error after epoch {trainer.current_epoch} "
+                f"and loses, as if it had diverged: {type(error).__name__}: {error}"
+            )
+        return self.tried
+
+
+_NEVER_DIVERGENCE = (MisconfigurationException, torch.OutOfMemoryError)
 
 
 def _all_finite(module: torch.nn.Module) -> bool:

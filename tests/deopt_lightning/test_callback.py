@@ -11,7 +11,7 @@ import lightning as L
 import numpy as np
 import pytest
 import torch
-from lightning.pytorch.callbacks import LearningRateMonitor, TQDMProgressBar
+from lightning.pytorch.callbacks import EarlyStopping, LearningRateMonitor, TQDMProgressBar
 
 from deopt_lightning import DEOptCallback
 from tests.tiny import LAYERS, TinyModel, csv_rows, fit, probing_callback, same_state
@@ -209,3 +209,47 @@ def test_a_saved_state_does_not_follow_the_run(carry: str, tmp_path: Path) -> No
     fit(tmp_path, [callback, Keeps()])
     assert len(states) == 3
     assert all(repr(state) == then for state, then in states)
+
+
+@pytest.mark.parametrize("carry", ["population", "chain", "weights"])
+def test_a_metric_of_training_by_the_monitors_name_is_not_the_monitor(
+    carry: Any, tmp_path: Path
+) -> None:
+    class SameName(TinyModel):
+        def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
+            loss = super().training_step(batch, batch_idx)
+            self.log("val_loss", 1e4 + loss.detach(), on_step=False, on_epoch=True)
+            return loss
+
+    callback = DEOptCallback("val_loss", carry=carry)
+    fit(tmp_path, [callback], model=SameName, max_epochs=6)
+    perf = [
+        row.get("perf") or row.get("target_perf") or [row["first_perf"]] for row in callback.history
+    ]
+    assert perf
+    assert min(value for row in perf for value in row) > -1e3
+
+
+def test_the_search_goes_on_where_too_few_epochs_forbid_to_stop(tmp_path: Path) -> None:
+    stopping = EarlyStopping("val_loss", patience=1, min_delta=1e9)
+    callback = probing_callback()
+    _, trainer = fit(tmp_path, [callback, stopping], min_epochs=5, max_epochs=8)
+    assert trainer.current_epoch == 5
+    assert [row["epoch"] for row in callback.history] == [0, 1, 2, 3]  # none follows the fifth
+
+
+def test_user_code_finds_folders_and_metrics_of_the_run(tmp_path: Path) -> None:
+    class Looks(TinyModel):
+        def on_validation_epoch_end(self) -> None:
+            super().on_validation_epoch_end()
+            assert self.logger is not None
+            found.append((self.logger.log_dir, self.logger.version, self.trainer.log_dir))
+            if not self.trainer.sanity_checking:
+                seen.append(float(self.trainer.callback_metrics["train_loss_step"]))
+
+    found: list[Any] = []
+    seen: list[float] = []
+    fit(tmp_path, [probing_callback()], model=Looks, max_epochs=2)
+    assert {Path(folder) for folder, *_ in found} == {tmp_path}
+    assert len({version for _, version, _ in found}) == 1
+    assert len(seen) > 10

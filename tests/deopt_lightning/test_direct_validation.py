@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from lightning.pytorch.callbacks import EarlyStopping
 from torch import Tensor
 
 from deopt_lightning import DEOptCallback, generation
@@ -62,9 +63,9 @@ def was_direct(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
     taken: list[bool] = []
     make = generation.Probe
 
-    def note(loops: Any, train: Any, evaluate: Any, monitor: Any) -> Any:
+    def note(loops: Any, train: Any, evaluate: Any, *others: Any) -> Any:
         taken.append(evaluate != loops.validate)
-        return make(loops, train, evaluate, monitor)
+        return make(loops, train, evaluate, *others)
 
     monkeypatch.setattr(generation, "Probe", note)
     return taken
@@ -135,7 +136,31 @@ class LogsInHook(SaysMetrics):
         self.log("started", 1.0)
 
 
-@pytest.mark.parametrize("model", [LeavesOut, Exaggerates, DrawsMore, LogsInHook])
+class SwapsWeights(SaysMetrics):
+    """Validates other weights, and puts its own back in a hook that a direct validation skips."""
+
+    def on_validation_epoch_start(self) -> None:
+        self.own = self.last.weight.detach().clone()
+        self.last.weight.data.mul_(0.5)
+
+    def on_validation_epoch_end(self) -> None:
+        super().on_validation_epoch_end()
+        self.last.weight.data.copy_(self.own)
+
+
+class Counts(SaysMetrics):
+    """Keeps a number in a hook that a direct validation skips."""
+
+    validated = 0
+
+    def on_validation_epoch_end(self) -> None:
+        super().on_validation_epoch_end()
+        self.validated += 1
+
+
+@pytest.mark.parametrize(
+    "model", [LeavesOut, Exaggerates, DrawsMore, LogsInHook, SwapsWeights, Counts]
+)
 def test_metrics_that_are_not_those_of_the_validation_are_found_out(
     model: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -180,3 +205,35 @@ def test_averaged_weights_take_the_loop(tmp_path: Path, monkeypatch: pytest.Monk
     taken = was_direct(monkeypatch)
     run(tmp_path, callbacks=[moving_average()])
     assert taken == [False, False]
+
+
+class ChangesItsMind(SaysMetrics):
+    """Says what validation logs until the third epoch."""
+
+    def validation_metrics(self, batches: Iterable[Any]) -> dict[str, Tensor]:
+        metrics = super().validation_metrics(batches)
+        return metrics if self.current_epoch < 3 else {k: 2 * v for k, v in metrics.items()}
+
+
+def test_the_promise_is_tested_again_in_later_generations(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taken = was_direct(monkeypatch)
+    callback = DEOptCallback("val_loss", population_size=4, carry="weights")
+    with pytest.warns(UserWarning, match=r"ChangesItsMind\.validation_metrics"):
+        fit(tmp_path, [callback], model=ChangesItsMind, max_epochs=5)
+    assert taken == [True, True, True, False, False]
+
+
+class SaysFloats(SaysMetrics):
+    def validation_metrics(self, batches: Iterable[Any]) -> dict[str, Any]:
+        return {name: float(v) for name, v in super().validation_metrics(batches).items()}
+
+
+def test_metrics_may_be_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Others read them as tensors, where a member's are adopted."""
+    taken = was_direct(monkeypatch)
+    stopping = EarlyStopping("val_loss")
+    _, rows, *_ = run(tmp_path, model=SaysFloats, callbacks=[stopping], carry="population")
+    assert taken == [True, True]
+    assert rows[-1]["leader"] != 0

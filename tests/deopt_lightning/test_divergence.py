@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 
+from deopt_lightning import DEOptCallback
 from tests.tiny import LAYERS, TinyModel, fit, fit_that_fails, probing_callback, same_state
 
 
@@ -69,3 +71,45 @@ def test_an_error_in_a_probe_leaves_weights_and_search_as_they_were(tmp_path: Pa
     assert callback._search is not None
     assert callback._search.state_dict()["told"] == []
     assert all(module.training for module in model.modules())
+
+
+class Refuses(TinyModel):
+    """Raises its own error where a loss is too large, or a weight no number."""
+
+    limit = 100.0
+
+    def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
+        loss = super().training_step(batch, batch_idx)
+        if not float(loss.detach()) < self.limit:
+            raise ValueError(f"a loss of {float(loss.detach())} makes no sense")
+        return loss
+
+
+@pytest.mark.parametrize("limit", [100.0, math.inf])
+def test_a_member_whose_values_end_in_an_error_loses(limit: float, tmp_path: Path) -> None:
+    class Limited(Refuses):
+        pass
+
+    Limited.limit = limit
+    callback = DEOptCallback("val_loss", lr_bounds=(1e-3, 1e3), seed=1)
+    build = partial(Limited, lambda p: torch.optim.SGD(p, lr=0.01))
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        _, trainer = fit(tmp_path, [callback], model=build, max_epochs=6)
+    assert trainer.current_epoch == 6
+    perf = [p for row in callback.history for p in row["perf"]]
+    assert None in perf
+    told = [str(w.message) for w in said if "ended in an error" in str(w.message)]
+    assert all("ValueError: a loss of" in text for text in told)
+    assert (limit == math.inf) or told
+
+
+def test_an_error_in_the_first_generation_is_the_users(tmp_path: Path) -> None:
+    class Wrong(TinyModel):
+        def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
+            if type(self.trainer.fit_loop.epoch_loop).__name__ == "ProbeEpochLoop":
+                raise ValueError("a bug")
+            return super().training_step(batch, batch_idx)
+
+    with pytest.raises(ValueError, match="a bug"):
+        fit(tmp_path, [DEOptCallback("val_loss")], model=Wrong)

@@ -146,3 +146,21 @@ def test_testing_a_checkpoint_does_not_overwrite_the_history(tmp_path: Path) -> 
     model, trainer = fit(tmp_path, [callback, checkpoint])
     trainer.validate(model, val_loader(), ckpt_path=str(tmp_path / "epoch=0.ckpt"), verbose=False)
     assert len(callback.history) == 3
+
+
+@pytest.mark.parametrize("options", [{"carry": "population"}, {"carry": "chain"}, {}], ids=str)
+@pytest.mark.parametrize("often", [{"check_val_every_n_epoch": 2}, {"val_check_interval": 0.5}])
+def test_a_checkpoint_from_the_end_of_a_validation_is_gone_on_with(
+    often: dict[str, Any], options: dict[str, Any], tmp_path: Path
+) -> None:
+    """It is written before the generation, whose metrics it does not hold."""
+    saved = ModelCheckpoint(
+        tmp_path, monitor="val_loss", mode="min", save_last=True, save_on_train_epoch_end=False
+    )
+    with pytest.raises(RuntimeError, match="power cut"):
+        fit(tmp_path, [make_callback(**options), saved, Interrupt()], max_epochs=4, **often)
+    callback = make_callback(**options)
+    last = str(tmp_path / "last.ckpt")
+    _, trainer = fit(tmp_path, [callback], max_epochs=4, ckpt_path=last, **often)
+    assert trainer.current_epoch == 4
+    assert callback.schedule[-1]["epoch"] == 3
