@@ -93,11 +93,6 @@ class DEOptCallback(Callback):
         schedule: One plain dict per epoch: the lr and weight decay per layer that trained it.
         probe_steps_taken: Optimizer steps taken in probes so far.
         evaluations: Validation passes made in probes so far.
-
-    Example::
-
-        trainer = Trainer(callbacks=[DEOptCallback(monitor="val_loss")])
-        trainer.fit(model, datamodule)
     """
 
     def __init__(
@@ -233,6 +228,13 @@ class DEOptCallback(Callback):
         if epoch + 1 >= self.warmup_epochs and not self._is_over():
             self._search.epoch_starts(trainer, rng)
 
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: Any, batch: Any, idx: int
+    ) -> None:
+        """Lets the search see what hooks have made of the module by an epoch's first batch."""
+        if idx == 0 and self._search is not None:
+            self._search.first_batch_comes(trainer)
+
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Refuses a monitor that validation does not log, as soon as that is known."""
         if trainer.state.fn == "fit" and not trainer.sanity_checking:
@@ -292,8 +294,6 @@ class DEOptCallback(Callback):
     def compile_seconds(self) -> float:
         """How long compiling the steps took; 0 if they were not compiled."""
         return self._maker.compile_seconds
-
-    # --- the search -----------------------------------------------------------------------------
 
     def _is_due(self, trainer: pl.Trainer) -> bool:
         epochs = trainer.current_epoch + 1

@@ -43,6 +43,9 @@ class ChainedSearch:
         self._rounds = 0
         self._validations = 0  # quiet ones of this round
 
+    def first_batch_comes(self, trainer: pl.Trainer) -> None:
+        """Nothing: no epoch is trained once more."""
+
     def train_start(self, trainer: pl.Trainer) -> None:
         """Writes the values of the trial that a resumed run was training with."""
         if self.search.trial is not None:

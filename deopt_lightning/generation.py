@@ -61,6 +61,7 @@ class ProbeMaker:
         compile_steps: Whether direct steps may be compiled, see ``choose_steps``.
         passes_left: How often the rest of the run passes over a generation's batches.
         limit_val_batches: On how many validation batches, or which share, probes are judged.
+        schedules: Whether LR schedules that go on at each step do so in probes, which are epochs.
 
     Attributes:
         workers: Number of processes, once that is known.
@@ -81,8 +82,10 @@ class ProbeMaker:
         compile_steps: bool = False,
         passes_left: Callable[[pl.Trainer], float] = lambda trainer: float("inf"),
         limit_val_batches: int | float | None = None,
+        schedules: bool = False,
     ) -> None:
         self.monitor = monitor
+        self._schedules = schedules
         self.limit_val_batches = limit_val_batches
         self.snapshot_device = snapshot_device
         self.sharing = RankSharing(share, direct=direct)
@@ -111,7 +114,9 @@ class ProbeMaker:
         """
         with (
             generation_progress(trainer, expected) as advance,
-            trainer_seam.quiet_loops(trainer, batches, self.limit_val_batches) as loops,
+            trainer_seam.quiet_loops(
+                trainer, batches, self.limit_val_batches, self._schedules
+            ) as loops,
         ):
             direct = DirectSteps(trainer, batches)
             if not self._generations:
@@ -144,7 +149,7 @@ class ProbeMaker:
     ) -> None:
         """Decides once in a run what is possible in it."""
         self.workers = worker_count(trainer, self._asked_workers)
-        self._direct = self._direct and why_not(trainer) is None
+        self._direct = self._direct and why_not(trainer) is None and not loops.schedules
         if self._direct and not equals_loops(loops, direct, start):
             self._direct = False
             rank_zero_warn(

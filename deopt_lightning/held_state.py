@@ -23,11 +23,6 @@ class HeldState:
     snapshot: Snapshot | None
     home: int | None = None
 
-    def restore(self) -> None:
-        """Writes it into the module; only where it is held."""
-        assert self.snapshot is not None
-        self.snapshot.restore()
-
     def everywhere(self, present: Snapshot) -> Snapshot:
         """The state, for all processes; every process must call it.
 

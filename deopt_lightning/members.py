@@ -16,6 +16,7 @@ from deopt_lightning import averaging, trainer_seam
 from deopt_lightning.best_state import BestState
 from deopt_lightning.epoch_start import EpochStart
 from deopt_lightning.evaluators.probe import Metrics, Probe, Score
+from deopt_lightning.first_batch import FirstBatch
 from deopt_lightning.generation import (
     Outcome,
     ProbeMaker,
@@ -63,6 +64,7 @@ class MemberSearch:
         self._members: list[HeldState] = []
         self._best = BestState()
         self._epoch_start: EpochStart | None = None
+        self._first_batch: FirstBatch | None = None
         self._resumed: dict[str, Any] | None = None
 
     def train_start(self, trainer: pl.Trainer) -> None:
@@ -88,6 +90,13 @@ class MemberSearch:
         if not self._members:
             self._members = [HeldState(self._take(trainer))] * self.search.population_size
         self._epoch_start = EpochStart.take(trainer, rng)
+        self._first_batch = None
+
+    def first_batch_comes(self, trainer: pl.Trainer) -> None:
+        """Notes what hooks have made of the module; after they have run, before the first step."""
+        if self._epoch_start is not None:
+            before = self._members[self._leader].snapshot
+            self._first_batch = FirstBatch.take(self._take(trainer), before)
 
     def epoch_ends(self, trainer: pl.Trainer, due: bool, logged: Metrics | None) -> Outcome | None:
         """Lets the other members train the epoch; if a generation is due, compares them all.
@@ -162,7 +171,8 @@ class MemberSearch:
 
     def release(self) -> None:
         """Frees the members; the leader goes on alone."""
-        self._members, self._best, self._epoch_start = [], BestState(), None
+        self._members, self._best = [], BestState()
+        self._epoch_start = self._first_batch = None
 
     @property
     def nbytes(self) -> int:
@@ -202,15 +212,12 @@ class MemberSearch:
             homes = [state.home for state in self._members]
             owners = share_out(members, homes, trainer.world_size)
 
-            def restore(member: int) -> None:
-                self._members[member].restore()
-
-            for member, score, snapshot in ranks.scores(owners, restore, write, due):
+            for member, score, snapshot in ranks.scores(owners, self._restore, write, due):
                 yield member, _Result(HeldState(snapshot, owners[member]), score)
             return
 
         def prepare(index: int) -> None:
-            self._members[members[index]].restore()
+            self._restore(members[index])
             end.random.restore()
             write(members[index])
 
@@ -228,6 +235,14 @@ class MemberSearch:
         with Workers(train, workers, known) as processes:
             for index, result in processes.run(len(members)):
                 yield members[index], result
+
+    def _restore(self, member: int) -> None:
+        """Makes the module what it is as a member's epoch begins; only where its state is held."""
+        snapshot = self._members[member].snapshot
+        assert snapshot is not None
+        if self._first_batch is not None:  # None where a run goes on amid an epoch
+            snapshot = self._first_batch.with_learned(snapshot)
+        snapshot.restore()
 
     def _write(self, trainer: pl.Trainer, member: int) -> None:
         """Writes a member's values, and what schedulers had written as the epoch began."""

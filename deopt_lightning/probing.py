@@ -65,6 +65,9 @@ class ProbeSearch:
     def epoch_starts(self, trainer: pl.Trainer, rng: dict[str, Any]) -> None:
         """Nothing: a generation needs no more than the epoch's end."""
 
+    def first_batch_comes(self, trainer: pl.Trainer) -> None:
+        """Nothing: no epoch is trained once more."""
+
     def train_start(self, trainer: pl.Trainer) -> None:
         """Nothing: a search is all there is to resume."""
 

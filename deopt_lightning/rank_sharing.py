@@ -73,6 +73,8 @@ class RankSharing:
             return "direct_steps=False"
         if (reason := why_not(trainer, "DDPStrategy")) is not None:
             return reason
+        if loops.schedules:
+            return "an LR schedule goes on at each step"
         if has_communication_hook(trainer):
             return "a communication hook changes gradients"
         if any(isinstance(part, torch.nn.SyncBatchNorm) for part in module.modules()):

@@ -41,6 +41,7 @@ def build_maker(arguments: Mapping[str, Any]) -> ProbeMaker:
         compile_steps=arguments["compile_steps"],
         passes_left=partial(_passes_left, {name: arguments[name] for name in _LENGTH}),
         limit_val_batches=arguments["limit_probe_val_batches"],
+        schedules=arguments["carry"] == "population",
     )
 
 

@@ -33,6 +33,7 @@ from deopt_lightning.replay import Replay
 _METRICS = ("_progress_bar_metrics", "_logged_metrics", "_callback_metrics")
 _CONNECTOR_STATE = (*_METRICS, "_current_fx", "_first_loop_iter")
 _TRAINER_STATE = ("loggers", "profiler", "should_stop", "_last_val_time")
+Limit = int | float | None  # of validation batches
 UNUSED_EPOCHS = 1_000_000  # samplers' epochs from here on are no real ones
 
 
@@ -45,12 +46,13 @@ class ProbeLoops:
         trainer: The Trainer.
         batches: What `train` trains on.
         progress: Counts of optimizer steps that `train` starts from, see `step_counts`.
+        schedules: Whether LR schedules go on at each step of `train`.
         plain: Whether the run validates averaged weights, but the average took in none of the
             last training's steps, so that the plain weights are validated.
     """
 
     def __init__(
-        self, trainer: pl.Trainer, batches: list[Any], limit_val_batches: int | float | None = None
+        self, trainer: pl.Trainer, batches: list[Any], limit: Limit = None, schedules: bool = False
     ) -> None:
         self.trainer = trainer
         self.batches = batches
@@ -59,11 +61,14 @@ class ProbeLoops:
         self._averages = averaging.averages_of(trainer)
         self._metrics_before = dict(trainer._logger_connector._callback_metrics)
         self.main = trainer.fit_loop.epoch_loop
-        self.epoch_loop = _probe_loop_class(type(self.main))(trainer)
+        self.schedules = schedules and any(
+            c.interval == "step" for c in trainer.lr_scheduler_configs
+        )
+        self.epoch_loop = _probe_loop_class(type(self.main), self.schedules)(trainer)
         _share_validation_data(self.main.val_loop, self.epoch_loop.val_loop, trainer)
-        if limit_val_batches is not None:
+        if limit is not None:
             limited = self.epoch_loop.val_loop._max_batches
-            limited[:] = [limit_batches(count, limit_val_batches) for count in limited]
+            limited[:] = [limit_batches(count, limit) for count in limited]
 
     def train(self) -> None:
         """Trains on the batches."""
@@ -142,7 +147,7 @@ class ProbeLoops:
 
 @contextmanager
 def quiet_loops(
-    trainer: Any, batches: list[Any], limit_val_batches: int | float | None = None
+    trainer: Any, batches: list[Any], limit: Limit = None, schedules: bool = False
 ) -> Iterator[ProbeLoops]:
     """Swaps private loops in and hides callbacks, loggers and metrics; puts all back at the end."""
     connector, module = trainer._logger_connector, trainer.lightning_module
@@ -157,7 +162,7 @@ def quiet_loops(
         with deaf([callback for callback in trainer.callbacks if callback not in averages]):
             trainer.loggers = [QuietLogger(logger) for logger in trainer.loggers]
             trainer.profiler = PassThroughProfiler()
-            loops = ProbeLoops(trainer, batches, limit_val_batches)
+            loops = ProbeLoops(trainer, batches, limit, schedules)
             for name in _METRICS:
                 setattr(connector, name, {})
             trainer.fit_loop.epoch_loop = loops.epoch_loop
@@ -310,14 +315,24 @@ def step_hooks(optimizer: torch.optim.Optimizer) -> list[Any]:
     return [*before.values(), *after.values()]
 
 
-def _probe_loop_class(loop_class: type) -> type:
-    """The Trainer's own epoch loop, without validation, schedulers and the epoch's batch limit."""
+def _probe_loop_class(loop_class: Any, schedules: bool) -> type:
+    """The Trainer's own epoch loop, without validation and the epoch's batch limit.
+
+    Args:
+        loop_class: The Trainer's.
+        schedules: Whether LR schedules go on at each step; those by epoch never do.
+    """
+
+    def update_lr_schedulers(self: Any, interval: str, update_plateau_schedulers: bool) -> None:
+        if schedules and interval == "step" and not update_plateau_schedulers:
+            loop_class.update_lr_schedulers(self, interval, update_plateau_schedulers)
+
     return type(
         "ProbeEpochLoop",
         (loop_class,),
         {
             "_should_check_val_fx": lambda self, data_fetcher: False,
-            "update_lr_schedulers": lambda self, interval, update_plateau_schedulers: None,
+            "update_lr_schedulers": update_lr_schedulers,
             "_num_ready_batches_reached": lambda self: self.batch_progress.is_last_batch,
         },
     )

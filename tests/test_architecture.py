@@ -41,6 +41,7 @@ FLOORS = [
         "batch_counts",
         "trainer_seam",
         "epoch_start",
+        "first_batch",
         "progress",
         "compatibility",
         "pure_steps",

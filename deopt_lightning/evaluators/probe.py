@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import torch
@@ -87,6 +88,7 @@ class Probe:
     evaluate: Callable[[], Metrics]
     monitor: Monitor
     tried: bool = False
+    _process: int = field(default_factory=os.getpid)
 
     def score(self, validate: bool = True) -> Score:
         """Trains and, on request, validates from the present state.
@@ -132,12 +134,13 @@ class Probe:
             return False
         if not _all_finite(trainer.lightning_module):
             return True
-        if self.tried:
+        to_blame = self.tried and os.getpid() == self._process  # a fork may lack something
+        if to_blame:
             rank_zero_warn(
                 f"DEOptCallback: a candidate ended in an error after epoch {trainer.current_epoch} "
                 f"and loses, as if it had diverged: {type(error).__name__}: {error}"
             )
-        return self.tried
+        return to_blame
 
 
 _NEVER_DIVERGENCE = (MisconfigurationException, torch.OutOfMemoryError)

@@ -53,16 +53,22 @@ class Plain(TinyModel):
         self.dropout = nn.Dropout(0.0)
 
 
+def warm_up(optimizer: Any) -> Any:
+    """From nothing, so that an epoch with one lr throughout would be another."""
+    return torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(1.0, step / 2))
+
+
 def schedule_of(kind: str, parameters: Any) -> Any:
     optimizer = torch.optim.Adam(parameters, lr=0.01)
-    schedulers = {
-        "plain": [],
-        "epoch": [torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.5)],
-    }
-    return [optimizer], schedulers[kind]
+    if kind == "plain":
+        return optimizer
+    if kind == "epoch":
+        return [optimizer], [torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.5)]
+    scheduler = {"scheduler": warm_up(optimizer), "interval": "step", "frequency": 2}
+    return [optimizer], [scheduler]
 
 
-@pytest.mark.parametrize("kind", ["plain", "epoch"])
+@pytest.mark.parametrize("kind", ["plain", "epoch", "step"])
 @pytest.mark.parametrize("accumulate", [1, 5])
 def test_members_with_equal_values_train_as_the_trainer_does(
     kind: str, accumulate: int, tmp_path: Path

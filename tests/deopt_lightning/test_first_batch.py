@@ -1,0 +1,132 @@
+"""Members train an epoch as the run's hooks have prepared it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import pytest
+import torch
+from torch import Tensor
+
+from tests.deopt_lightning.test_members import Plain, pinned
+from tests.tiny import fit, same_state
+
+
+class Anneals(Plain):
+    """Its loss's weight falls from epoch to epoch, in training and in validation."""
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self.begin_with(0.0)
+
+    def begin_with(self, beta: float) -> None:
+        self.beta: Any = beta
+
+    def on_train_epoch_start(self) -> None:
+        self.beta = 1 - self.current_epoch / 4
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        return (
+            super().training_step(batch, batch_idx) + self.beta * self.first.weight.square().sum()
+        )
+
+    def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
+        self.val_error.update(self(batch[0]), batch[1])
+        self.log("val_loss", self.beta + self.first.weight.square().sum())
+
+
+class AnnealsBuffer(Anneals):
+    """Keeps that weight in a buffer, and changes it at the end of an epoch."""
+
+    def begin_with(self, beta: float) -> None:
+        self.register_buffer("beta", torch.tensor(1.0))
+
+    def on_train_epoch_start(self) -> None:
+        pass
+
+    def on_train_epoch_end(self) -> None:
+        self.beta.mul_(0.5)
+
+
+class FreezesStatistics(Plain):
+    """A part is in eval mode whatever the rest is in."""
+
+    def on_train_epoch_start(self) -> None:
+        self.norm.train(self.current_epoch == 0)
+
+
+class Collects(Plain):
+    """A list that the end of an epoch reads and clears."""
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self.outputs: list[Tensor] = []
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        assert len(self.outputs) == batch_idx
+        loss = super().training_step(batch, batch_idx)
+        self.outputs.append(loss.detach())
+        return loss
+
+    def on_train_epoch_end(self) -> None:
+        self.outputs.clear()
+
+
+class Remembers(Plain):
+    """A state that steps hand on, and that an epoch begins without."""
+
+    state: Tensor | None = None
+
+    def on_train_epoch_start(self) -> None:
+        self.state = None
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        assert (self.state is None) == (batch_idx == 0)
+        loss = super().training_step(batch, batch_idx)
+        self.state = loss.detach() + (0.0 if self.state is None else 0.5 * self.state)
+        return loss * self.state
+
+
+class Outside(L.Callback):
+    """Sets the weight of `Anneals` from outside."""
+
+    def on_train_epoch_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        pl_module.beta = 1 - 0.1 * trainer.current_epoch
+
+
+class TakesWeight(Anneals):
+    def on_train_epoch_start(self) -> None:
+        pass
+
+
+@pytest.mark.parametrize(
+    ("model", "callbacks"),
+    [
+        (Anneals, []),
+        (AnnealsBuffer, []),
+        (FreezesStatistics, []),
+        (Collects, []),
+        (Remembers, []),
+        (TakesWeight, [Outside()]),
+    ],
+    ids=lambda value: getattr(value, "__name__", ""),
+)
+def test_members_with_equal_values_are_as_the_trainers_model(
+    model: Any, callbacks: list[L.Callback], tmp_path: Path
+) -> None:
+    options = {"model": model, "max_epochs": 4, "num_sanity_val_steps": 0}
+    plain, _ = fit(tmp_path / "plain", callbacks, **options)
+    callback = pinned()
+    found, _ = fit(tmp_path / "search", [callback, *callbacks], **options)
+    assert [len(set(row["perf"])) for row in callback.history] == [1, 1, 1, 1]
+    assert same_state(plain.state_dict(), found.state_dict())
+
+
+def test_what_a_hook_writes_survives_another_leader(tmp_path: Path) -> None:
+    callback = pinned()
+    callback.lr_bounds = (1e-3, 0.1)
+    model, _ = fit(tmp_path, [callback], model=AnnealsBuffer, max_epochs=5)
+    assert any(row["leader"] != 0 for row in callback.history)
+    assert float(model.beta) == 0.5**5
