@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, Protocol
 
 import torch
 from torch import nn
 from torch.optim import Optimizer
 
+from deopt_lightning.plain_values import Kept, keep_attributes, originals_of, put_back_attributes
 from deopt_lightning.random_state import RandomState
 
-Restorer = partial[Any]  # its first argument is the very object that it restores
 SCHEDULED_OPTIONS = ("lr", "momentum", "betas")  # group options that LR schedulers write
+_MODULE_INTERNALS = frozenset(vars(nn.Module())) - {"training"}
 
 
 class Stateful(Protocol):
@@ -44,7 +43,7 @@ class Snapshot:
     tensors: list[tuple[torch.Tensor, torch.Tensor]]
     gradients: list[tuple[torch.Tensor, torch.Tensor | None]]
     buffers: list[tuple[nn.Module, str, torch.Tensor | None]]
-    attributes: list[tuple[object, dict[str, Restorer]]]
+    attributes: list[tuple[object, dict[str, Kept]]]
     optimizers: list[tuple[Optimizer, dict[torch.Tensor, dict[str, Any]], list[dict[str, Any]]]]
     stateful: list[tuple[Stateful, dict[str, Any]]]
     schedulers: list[tuple[Stateful, dict[str, Any]]]
@@ -91,7 +90,10 @@ class Snapshot:
                     for owner in submodules
                     for name, buffer in owner.named_buffers(recurse=False)
                 ],
-                attributes=[(owner, _plain_attributes(owner)) for owner in [*submodules, *beside]],
+                attributes=[
+                    (owner, keep_attributes(owner, _MODULE_INTERNALS))
+                    for owner in [*submodules, *beside]
+                ],
                 optimizers=[_take_optimizer(optimizer, device) for optimizer in optimizers],
                 stateful=[(part, _copy(part.state_dict())) for part in stateful],
                 schedulers=[(part, _copy(part.state_dict())) for part in schedulers],
@@ -103,7 +105,7 @@ class Snapshot:
         self._restore_learned(keep=())
         with torch.no_grad():
             for owner, attributes in self.attributes:
-                _restore_attributes(owner, attributes)
+                put_back_attributes(owner, attributes, _MODULE_INTERNALS)
             for parameter, gradient in self.gradients:
                 parameter.grad = _copy(gradient)
         for scheduler, state in self.schedulers:
@@ -145,8 +147,8 @@ class Snapshot:
         found += [tensor for tensor, _ in self.tensors]
         found += [tensor for _, _, tensor in self.buffers if tensor is not None]
         for _, attributes in self.attributes:
-            for restorer in attributes.values():
-                found += _mutable_parts(restorer.args[0])
+            for kept in attributes.values():
+                found += originals_of(kept)
         found += [optimizer for optimizer, _, _ in self.optimizers]
         found += [part for part, _ in (*self.stateful, *self.schedulers)]
         found += [generator for generator, _ in self.random.generators]
@@ -161,107 +163,8 @@ class Snapshot:
             self.restore()
 
 
-# --- plain attributes of modules and callbacks -------------------------------------------------
-
-_MODULE_INTERNALS = frozenset(vars(nn.Module())) - {"training"}
-_SCALARS = (bool, int, float, complex, str, bytes, type(None))
-
-
-def _is_plain(value: object) -> bool:
-    """Whether a value is made only of numbers, strings, tensors and built-in containers."""
-    if isinstance(value, nn.Parameter):
-        return False
-    if isinstance(value, (*_SCALARS, torch.Tensor)):
-        return True
-    if isinstance(value, dict):
-        return all(_is_plain(key) and _is_plain(item) for key, item in value.items())
-    if isinstance(value, list | tuple | set | frozenset | deque):
-        return all(_is_plain(item) for item in value)
-    return False
-
-
 def _is_module(value: object, model: nn.Module) -> bool:
     return isinstance(value, nn.Module) and value is not model
-
-
-def _plain_attributes(owner: object) -> dict[str, Restorer]:
-    return {
-        name: _restorer(value)
-        for name, value in vars(owner).items()
-        if name not in _MODULE_INTERNALS and _is_plain(value)
-    }
-
-
-def _mutable_parts(value: Any) -> list[object]:
-    """Tensors and containers that a plain value consists of."""
-    if isinstance(value, torch.Tensor | set):
-        return [value]
-    if isinstance(value, dict):
-        return [value, *(part for item in value.values() for part in _mutable_parts(item))]
-    if isinstance(value, list | deque | tuple):
-        own = [] if isinstance(value, tuple) else [value]
-        return own + [part for item in value for part in _mutable_parts(item)]
-    return []
-
-
-def _restore_attributes(owner: object, saved: dict[str, Restorer]) -> None:
-    attributes = vars(owner)
-    new = [name for name in attributes if name not in saved and name not in _MODULE_INTERNALS]
-    for name in new:
-        if _is_plain(attributes[name]):
-            del attributes[name]
-    attributes.update({name: restored() for name, restored in saved.items()})
-
-
-def _restorer(value: Any) -> Restorer:
-    """A function that returns the very same object with the contents that it has now."""
-    if isinstance(value, torch.Tensor):
-        return partial(_restore_tensor, value, value.detach().clone())
-    if isinstance(value, dict):
-        items = {key: _restorer(item) for key, item in value.items()}
-        return partial(_restore_dict, value, items)
-    if isinstance(value, list | deque):
-        return partial(_restore_sequence, value, [_restorer(item) for item in value])
-    if isinstance(value, set):
-        return partial(_restore_set, value, frozenset(value))
-    if isinstance(value, tuple):
-        return partial(_restore_tuple, value, [_restorer(item) for item in value])
-    return partial(_same, value)
-
-
-def _same(value: Any) -> Any:
-    return value
-
-
-def _restore_tensor(value: torch.Tensor, copy: torch.Tensor) -> torch.Tensor:
-    value.detach().copy_(copy)
-    return value
-
-
-def _restore_dict(value: dict[Any, Any], items: dict[Any, Restorer]) -> dict[Any, Any]:
-    contents = {key: restored() for key, restored in items.items()}
-    value.clear()
-    value.update(contents)
-    return value
-
-
-def _restore_sequence(value: Any, items: list[Restorer]) -> Any:
-    contents = [restored() for restored in items]
-    value.clear()
-    value.extend(contents)
-    return value
-
-
-def _restore_set(value: set[Any], contents: frozenset[Any]) -> set[Any]:
-    value.clear()
-    value.update(contents)
-    return value
-
-
-def _restore_tuple(value: tuple[Any, ...], items: list[Restorer]) -> tuple[Any, ...]:
-    for restored in items:
-        restored()
-    return value
 
 
 # --- optimizers ----------------------------------------------------------------------------------

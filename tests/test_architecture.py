@@ -24,6 +24,7 @@ FLOORS = [
     [
         "layers",
         "random_state",
+        "plain_values",
         "snapshot",
         "member_state",
         "rank_exchange",

@@ -1,0 +1,171 @@
+"""Plain values: numbers, strings, tensors and built-in containers of these, kept and put back.
+
+What is kept of a value is the value itself where it cannot change, else a function that gives back
+the very same object with the contents that it had. A container of nothing but numbers and strings,
+such as a vocabulary, is copied as a whole, and once only while it does not change.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Collection, Iterable
+from functools import partial
+from operator import is_
+from typing import Any
+from weakref import WeakValueDictionary
+
+import torch
+from torch import nn
+
+Restorer = partial[Any]  # its first argument is the very object that it restores
+Kept = Any  # a restorer, or a value that cannot change
+
+_IMMUTABLE = (bool, int, float, complex, str, bytes, type(None))
+_USUAL = frozenset(_IMMUTABLE)
+_NESTED_IMMUTABLE = (tuple, frozenset)
+
+_SHARED_FROM = 100  # items; to share a smaller copy takes longer than to make one
+
+# What was last kept of a container, by its id. Snapshots share it while the contents are the same.
+_last_kept: WeakValueDictionary[int, Restorer] = WeakValueDictionary()
+
+
+def is_plain(value: object) -> bool:
+    """Whether a value is made only of numbers, strings, tensors and built-in containers."""
+    if isinstance(value, nn.Parameter):
+        return False
+    if isinstance(value, (*_IMMUTABLE, torch.Tensor)):
+        return True
+    if isinstance(value, dict):
+        return _are_plain(value) and _are_plain(value.values())
+    if isinstance(value, list | tuple | set | frozenset | deque):
+        return _are_plain(value)
+    return False
+
+
+def keep_attributes(owner: object, internals: frozenset[str]) -> dict[str, Kept]:
+    """What is kept of an object's plain attributes.
+
+    Args:
+        owner: The object.
+        internals: Names of attributes that are left out.
+    """
+    return {
+        name: keep(value)
+        for name, value in vars(owner).items()
+        if name not in internals and is_plain(value)
+    }
+
+
+def put_back_attributes(owner: object, kept: dict[str, Kept], internals: frozenset[str]) -> None:
+    """Puts back what `keep_attributes` returned; plain attributes that are new are deleted."""
+    attributes = vars(owner)
+    new = [name for name in attributes if name not in kept and name not in internals]
+    for name in new:
+        if is_plain(attributes[name]):
+            del attributes[name]
+    attributes.update({name: put_back(value) for name, value in kept.items()})
+
+
+def keep(value: Any) -> Kept:
+    """What `put_back` needs to give back a plain value as it is now."""
+    if isinstance(value, torch.Tensor):
+        return partial(_restore_tensor, value, value.detach().clone())
+    if isinstance(value, dict):
+        if _are_immutable(value.values()):
+            return _keep_flat(value)
+        return partial(_restore_dict, value, {key: keep(item) for key, item in value.items()})
+    if isinstance(value, list | deque):
+        if _are_immutable(value):
+            return _keep_flat(value)
+        return partial(_restore_sequence, value, [keep(item) for item in value])
+    if isinstance(value, set):
+        return _keep_flat(value)
+    if isinstance(value, tuple) and not _are_immutable(value):
+        return partial(_restore_tuple, value, [keep(item) for item in value])
+    return value
+
+
+def put_back(kept: Kept) -> Any:
+    """The very same object that was kept, with the contents that it had."""
+    return kept() if isinstance(kept, partial) else kept
+
+
+def originals_of(kept: Kept) -> list[object]:
+    """The tensors and containers that putting back would write to, and copies that are shared."""
+    if not isinstance(kept, partial):
+        return []
+    value, copy = kept.args
+    if isinstance(value, torch.Tensor):
+        return [value]
+    if kept.func is _restore_flat:
+        return [value, kept]
+    items = copy.values() if isinstance(copy, dict) else copy
+    return [value, *(part for item in items for part in originals_of(item))]
+
+
+def _are_plain(values: Collection[Any]) -> bool:
+    return _are_immutable(values) or all(map(is_plain, values))
+
+
+def _are_immutable(values: Iterable[Any]) -> bool:
+    """Whether values are numbers and strings, and tuples of these; looks at types only."""
+    while True:
+        types = set(map(type, values))
+        if types <= _USUAL or all(issubclass(kind, _IMMUTABLE) for kind in types):
+            return True
+        if not all(issubclass(kind, _IMMUTABLE + _NESTED_IMMUTABLE) for kind in types):
+            return False
+        nested = (value for value in values if isinstance(value, _NESTED_IMMUTABLE))
+        values = [item for value in nested for item in value]
+
+
+def _keep_flat(value: Any) -> Restorer:
+    """Keeps a container whose items cannot change."""
+    last = _last_kept.get(id(value))
+    if last is not None and last.args[0] is value and _has_contents(value, last.args[1]):
+        return last
+    copy = dict(value) if isinstance(value, dict) else tuple(value)
+    kept = partial(_restore_flat, value, copy)
+    if len(value) >= _SHARED_FROM:
+        _last_kept[id(value)] = kept
+    return kept
+
+
+def _has_contents(value: Any, contents: Any) -> bool:
+    """Whether a container has the very same items, in the same order."""
+    if len(value) != len(contents) or not all(map(is_, value, contents)):
+        return False
+    return not isinstance(value, dict) or all(map(is_, value.values(), contents.values()))
+
+
+def _restore_flat(value: Any, contents: Any) -> Any:
+    if not _has_contents(value, contents):
+        value.clear()
+        (value.extend if isinstance(value, list | deque) else value.update)(contents)
+    return value
+
+
+def _restore_tensor(value: torch.Tensor, copy: torch.Tensor) -> torch.Tensor:
+    value.detach().copy_(copy)
+    return value
+
+
+def _restore_dict(value: dict[Any, Any], items: dict[Any, Kept]) -> dict[Any, Any]:
+    contents = {key: put_back(item) for key, item in items.items()}
+    value.clear()
+    value.update(contents)
+    return value
+
+
+def _restore_sequence(value: Any, items: list[Kept]) -> Any:
+    contents = [put_back(item) for item in items]
+    value.clear()
+    value.extend(contents)
+    return value
+
+
+def _restore_tuple(value: tuple[Any, ...], items: list[Kept]) -> tuple[Any, ...]:
+    for item in items:
+        put_back(item)
+    return value
