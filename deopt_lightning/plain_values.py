@@ -91,6 +91,20 @@ def put_back(kept: Kept) -> Any:
     return kept() if isinstance(kept, partial) else kept
 
 
+def overwrite(tensor: torch.Tensor, values: torch.Tensor) -> None:
+    """Writes into a tensor; where it is expanded, once into each place in memory.
+
+    Args:
+        tensor: Any tensor; no gradient is to flow.
+        values: Of the same shape.
+    """
+    tensor = tensor.detach()
+    for dim, stride in enumerate(tensor.stride() if tensor.layout == torch.strided else ()):
+        if stride == 0 and tensor.shape[dim] > 1:  # torch refuses to write to it as it is
+            tensor, values = tensor.narrow(dim, 0, 1), values.narrow(dim, 0, 1)
+    tensor.copy_(values)
+
+
 def originals_of(kept: Kept) -> list[object]:
     """The tensors and containers that putting back would write to, and copies that are shared."""
     if not isinstance(kept, partial):
@@ -147,7 +161,7 @@ def _restore_flat(value: Any, contents: Any) -> Any:
 
 
 def _restore_tensor(value: torch.Tensor, copy: torch.Tensor) -> torch.Tensor:
-    value.detach().copy_(copy)
+    overwrite(value, copy)
     return value
 
 

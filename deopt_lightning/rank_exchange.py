@@ -11,6 +11,7 @@ from lightning.fabric.utilities import move_data_to_device
 from torch import Tensor
 
 from deopt_lightning.member_state import from_plain, to_plain
+from deopt_lightning.plain_values import overwrite
 from deopt_lightning.snapshot import Snapshot
 
 Value = TypeVar("Value")
@@ -37,7 +38,7 @@ def broadcast_into(tensors: Iterable[Tensor], source: int, device: torch.device)
         for tensor in tensors:
             moving = tensor.detach().to(device).contiguous()
             torch.distributed.broadcast(moving, source)
-            tensor.copy_(moving)
+            overwrite(tensor, moving)
 
 
 def broadcast_plain(snapshot: Snapshot | None, source: int) -> dict[str, Any]:

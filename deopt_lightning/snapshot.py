@@ -11,7 +11,13 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from deopt_lightning.plain_values import Kept, keep_attributes, originals_of, put_back_attributes
+from deopt_lightning.plain_values import (
+    Kept,
+    keep_attributes,
+    originals_of,
+    overwrite,
+    put_back_attributes,
+)
 from deopt_lightning.random_state import RandomState
 
 SCHEDULED_OPTIONS = ("lr", "momentum", "betas")  # group options that LR schedulers write
@@ -126,7 +132,7 @@ class Snapshot:
                 if getattr(owner, name) is not buffer:
                     setattr(owner, name, buffer)
             for tensor, saved in self.tensors:
-                tensor.copy_(saved)
+                overwrite(tensor, saved)
                 tensor.grad = None
             for optimizer, state, groups in self.optimizers:
                 _restore_optimizer(optimizer, state, groups, keep)

@@ -21,6 +21,7 @@ from torch import Tensor
 from deopt_lightning.direct_steps import DirectSteps
 from deopt_lightning.evaluators.probe import Probe, Score
 from deopt_lightning.evaluators.sequential import FloatArray, SequentialEvaluator, Winner
+from deopt_lightning.plain_values import overwrite
 from deopt_lightning.random_state import set_torch_rng_state, torch_rng_state
 from deopt_lightning.rank_exchange import broadcast_into, gather_ranks, spread_snapshot
 from deopt_lightning.snapshot import Snapshot
@@ -142,7 +143,7 @@ class RankProbes:
         if snapshot is not None:
             with torch.no_grad():
                 for tensor, saved in snapshot.tensors:
-                    tensor.copy_(saved)
+                    overwrite(tensor, saved)
         broadcast_into(module.state_dict(keep_vars=True).values(), owner, device)
         set_torch_rng_state(random, device)
 

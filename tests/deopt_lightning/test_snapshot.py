@@ -146,6 +146,21 @@ def test_weights_can_be_restored_alone() -> None:
         assert group == before
 
 
+def test_expanded_tensors_come_back() -> None:
+    net = nn.Linear(2, 2)
+    net.register_buffer("ones", torch.ones(1).expand(6))
+    net.rows = torch.arange(3.0)[:, None].expand(2, 3, 4)
+    snapshot = Snapshot.take(net, [])
+    rows, base = net.rows, net.rows[0, :, 0]
+    net.ones = torch.zeros(6)
+    base[1] = float("nan")
+    snapshot.restore()
+    assert net.ones.tolist() == [1.0] * 6
+    assert net.rows is rows
+    assert torch.equal(rows, torch.arange(3.0)[:, None].expand(2, 3, 4))
+    assert base.tolist() == [0.0, 1.0, 2.0]
+
+
 def test_rng_state_survives_a_safe_checkpoint(tmp_path: Any) -> None:
     np.random.standard_normal(3)  # leaves a cached gauss value
     torch.save(rng_state(), tmp_path / "rng.pt")
