@@ -1,8 +1,8 @@
-"""Plain values: numbers, strings, tensors and built-in containers of these, kept and put back.
+"""Plain values: numbers, strings, tensors, arrays and built-in containers, kept and put back.
 
 What is kept of a value is the value itself where it cannot change, else a function that gives back
 the very same object with the contents that it had. A container of nothing but numbers and strings,
-such as a vocabulary, is copied as a whole, and once only while it does not change.
+such as a vocabulary, is copied as a whole, and like an array once only while it does not change.
 """
 
 from __future__ import annotations
@@ -14,28 +14,35 @@ from operator import is_
 from typing import Any
 from weakref import WeakValueDictionary
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import nn
 
 Restorer = partial[Any]  # its first argument is the very object that it restores
 Kept = Any  # a restorer, or a value that cannot change
 
-_IMMUTABLE = (bool, int, float, complex, str, bytes, type(None))
+_IMMUTABLE = (bool, int, float, complex, str, bytes, type(None), np.generic)
 _USUAL = frozenset(_IMMUTABLE)
 _NESTED_IMMUTABLE = (tuple, frozenset)
 
 _SHARED_FROM = 100  # items; to share a smaller copy takes longer than to make one
 
-# What was last kept of a container, by its id. Snapshots share it while the contents are the same.
+# What was last kept of a container or array, by its id, for snapshots to share until it changes.
 _last_kept: WeakValueDictionary[int, Restorer] = WeakValueDictionary()
 
 
 def is_plain(value: object) -> bool:
-    """Whether a value is made only of numbers, strings, tensors and built-in containers."""
+    """Whether a value is made of numbers, strings, tensors, arrays and built-in containers only.
+
+    Arrays of objects are not, nor are other kinds of arrays, such as files mapped into memory.
+    """
     if isinstance(value, nn.Parameter):
         return False
     if isinstance(value, (*_IMMUTABLE, torch.Tensor)):
         return True
+    if isinstance(value, np.ndarray):
+        return type(value) is np.ndarray and not value.dtype.hasobject
     if isinstance(value, dict):
         return _are_plain(value) and _are_plain(value.values())
     if isinstance(value, list | tuple | set | frozenset | deque):
@@ -71,6 +78,8 @@ def keep(value: Any) -> Kept:
     """What `put_back` needs to give back a plain value as it is now."""
     if isinstance(value, torch.Tensor):
         return partial(_restore_tensor, value, value.detach().clone())
+    if isinstance(value, np.ndarray):
+        return _keep_array(value) if value.flags.writeable else value
     if isinstance(value, dict):
         if _are_immutable(value.values()):
             return _keep_flat(value)
@@ -106,13 +115,13 @@ def overwrite(tensor: torch.Tensor, values: torch.Tensor) -> None:
 
 
 def originals_of(kept: Kept) -> list[object]:
-    """The tensors and containers that putting back would write to, and copies that are shared."""
+    """All that putting back would write to, and the copies that snapshots share."""
     if not isinstance(kept, partial):
         return []
     value, copy = kept.args
     if isinstance(value, torch.Tensor):
         return [value]
-    if kept.func is _restore_flat:
+    if kept.func in (_restore_flat, _restore_array):
         return [value, kept]
     items = copy.values() if isinstance(copy, dict) else copy
     return [value, *(part for item in items for part in originals_of(item))]
@@ -137,12 +146,23 @@ def _are_immutable(values: Iterable[Any]) -> bool:
 def _keep_flat(value: Any) -> Restorer:
     """Keeps a container whose items cannot change."""
     last = _last_kept.get(id(value))
-    if last is not None and last.args[0] is value and _has_contents(value, last.args[1]):
+    if last is not None and _has_contents(value, last.args[1]):
         return last
     copy = dict(value) if isinstance(value, dict) else tuple(value)
-    kept = partial(_restore_flat, value, copy)
-    if len(value) >= _SHARED_FROM:
-        _last_kept[id(value)] = kept
+    return _shared(partial(_restore_flat, value, copy), len(value))
+
+
+def _keep_array(value: NDArray[Any]) -> Restorer:
+    last = _last_kept.get(id(value))
+    if last is not None and _has_bits(value, last.args[1]):
+        return last
+    return _shared(partial(_restore_array, value, value.copy(order="K")), value.size)
+
+
+def _shared(kept: Restorer, items: int) -> Restorer:
+    """Lets later snapshots share a copy; as long as it is there, so is the object and its id."""
+    if items >= _SHARED_FROM:
+        _last_kept[id(kept.args[0])] = kept
     return kept
 
 
@@ -157,6 +177,28 @@ def _restore_flat(value: Any, contents: Any) -> Any:
     if not _has_contents(value, contents):
         value.clear()
         (value.extend if isinstance(value, list | deque) else value.update)(contents)
+    return value
+
+
+def _has_bits(value: NDArray[Any], copy: NDArray[Any]) -> bool:
+    """Whether arrays are equal bit for bit, NaN included."""
+    if (value.shape, value.dtype) != (copy.shape, copy.dtype):
+        return False
+    if value.nbytes == 0:
+        return True
+    kind = np.int64 if value.nbytes % 8 == 0 else np.int8
+    bits, others = (
+        np.ascontiguousarray(array).reshape(-1).view(np.int8).view(kind) for array in (value, copy)
+    )
+    return np.array_equal(bits, others)
+
+
+def _restore_array(value: NDArray[Any], copy: NDArray[Any]) -> NDArray[Any]:
+    """The very same array, but for one that has another shape now."""
+    if (value.shape, value.dtype) != (copy.shape, copy.dtype):
+        return copy.copy()
+    if not _has_bits(value, copy):
+        np.copyto(value, copy)
     return value
 
 

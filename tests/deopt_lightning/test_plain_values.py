@@ -3,8 +3,10 @@ from __future__ import annotations
 import sys
 from collections import Counter, OrderedDict, defaultdict, deque
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from torch import nn
 
@@ -62,6 +64,11 @@ def test_a_shared_copy_is_of_its_own_moment() -> None:
         (lambda: deque([1, 2], maxlen=2), lambda v: v.append(3)),
         (lambda: [float("nan"), None, b"x", 1j], lambda v: v.reverse()),
         (lambda: {1, "a", (2, frozenset({3}))}, lambda v: v.add(5)),
+        (lambda: np.array([0.0, np.nan]), lambda v: np.negative(v, out=v)),
+        (lambda: np.arange(300.0).reshape(2, 150).T, lambda v: v.fill(0)),
+        (lambda: np.zeros(2, dtype="U3,i8"), lambda v: v["f0"].fill("abc")),
+        (lambda: {"a": [np.ones(2), np.float32(1)]}, lambda v: v["a"].append(np.zeros(3))),
+        (lambda: [np.float64(1), np.array(2)], lambda v: v[1].fill(3)),
         (lambda: ([1], (2, [3])), lambda v: v[1][1].append(4)),
         (lambda: [(1, [2]), {"a": [{"b": {3}}]}], lambda v: v[1]["a"][0]["b"].clear()),
     ],
@@ -78,3 +85,29 @@ def test_containers_of_all_kinds_come_back(
         snapshot.restore()
         assert holder.value is value
         assert repr(value) == expected
+
+
+def test_an_array_is_copied_once_while_it_does_not_change() -> None:
+    array, constant = np.arange(1000.0), np.broadcast_to(np.zeros(1), 1000)
+    holder = Holder([array, constant])
+    first, again = Snapshot.take(holder, []), Snapshot.take(holder, [])
+    array[0] = -0.0  # equal, but for its bits
+    second = Snapshot.take(holder, [])
+    kept = [snapshot.attributes[0][1]["value"].args[1] for snapshot in (first, again, second)]
+    assert kept[0][0] is kept[1][0] is not kept[2][0]
+    assert all(each[1] is constant for each in kept)
+    array.resize(3, refcheck=False)
+    first.restore()
+    assert holder.value[0].tolist() == list(range(1000))
+    assert not np.signbit(holder.value[0][0])
+
+
+def test_arrays_of_objects_and_mapped_files_are_left_alone(tmp_path: Path) -> None:
+    objects = np.array([nn.Linear(1, 1), None], dtype=object)
+    mapped = np.memmap(tmp_path / "file", dtype=np.int8, mode="w+", shape=10)
+    for value in (objects, mapped):
+        snapshot = Snapshot.take(holder := Holder([value]), [])
+        assert snapshot.attributes[0][1].keys() == {"training"}
+        holder.value.append(1)
+        snapshot.restore()
+        assert len(holder.value) == 2

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+import numpy as np
 import pytest
 import torch
 from lightning.pytorch.callbacks import (
@@ -75,6 +76,24 @@ class Compilable(TinyModel):
         pass
 
 
+class KeepsErrors(TinyModel):
+    """Gathers errors as NumPy arrays over an epoch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.errors: list[Any] = []
+
+    def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
+        loss = super().training_step(batch, batch_idx)
+        self.errors.append(loss.detach().numpy())
+        return loss
+
+    def on_train_epoch_end(self) -> None:
+        self.log("mean_error", float(np.mean(self.errors)))
+        self.log("count", float(len(self.errors)))
+        self.errors.clear()
+
+
 def compiled() -> Any:
     return torch.compile(Compilable(), backend="eager")
 
@@ -139,6 +158,7 @@ CASES: dict[str, dict[str, Any]] = {
         "first": True,
     },
     "manual optimization with two optimizers": {"model": ManualModel},
+    "arrays gathered over an epoch": {"model": KeepsErrors},
     "compiled module": {"model": compiled, "max_epochs": 2},
     "step schedule": {
         "optimizer": sgd_with(lambda o: schedule.CosineAnnealingLR(o, 20), interval="step")
