@@ -36,6 +36,7 @@ def is_plain(value: object) -> bool:
     """Whether a value is made of numbers, strings, tensors, arrays and built-in containers only.
 
     Arrays of objects are not, nor are other kinds of arrays, such as files mapped into memory.
+    Containers may hold modules, too: a place in a list is put back, a module's state is not.
     """
     if isinstance(value, nn.Parameter):
         return False
@@ -115,7 +116,9 @@ def overwrite(tensor: torch.Tensor, values: torch.Tensor) -> None:
 
 
 def originals_of(kept: Kept) -> list[object]:
-    """All that putting back would write to, and the copies that snapshots share."""
+    """All that putting back would write to, modules in containers, and copies that are shared."""
+    if isinstance(kept, nn.Module):
+        return [kept]
     if not isinstance(kept, partial):
         return []
     value, copy = kept.args
@@ -128,7 +131,9 @@ def originals_of(kept: Kept) -> list[object]:
 
 
 def _are_plain(values: Collection[Any]) -> bool:
-    return _are_immutable(values) or all(map(is_plain, values))
+    return _are_immutable(values) or all(
+        is_plain(value) or isinstance(value, nn.Module) for value in values
+    )
 
 
 def _are_immutable(values: Iterable[Any]) -> bool:

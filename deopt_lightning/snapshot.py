@@ -40,7 +40,8 @@ class Snapshot:
 
     Holds copies of all parameters and buffers (persistent or not), of the optimizers' state and
     group options, of plain values and tensors among the modules' attributes (counters, metric
-    states), and of the random generators. Memory: one copy of model and optimizer state.
+    states), and of the random generators. Modules that only a list or dict of another one holds are
+    part of the model here. Memory: one copy of model and optimizer state.
 
     Take one with ``Snapshot.take``; ``restore`` writes it back in place, any number of times.
     """
@@ -83,10 +84,11 @@ class Snapshot:
         """
         beside = list(beside)
         modules = [module, *(m for o in beside for m in vars(o).values() if _is_module(m, module))]
-        submodules = [owner for root in modules for owner in root.modules()]
-        parameters = [p for root in modules for p in root.parameters()]
-        kept = [*parameters, *(buffer for root in modules for buffer in root.buffers())]
         with torch.no_grad():
+            attributes = _keep_all_attributes([*modules, *beside])
+            submodules = [owner for owner, _ in attributes if isinstance(owner, nn.Module)]
+            parameters = _distinct(p for m in submodules for p in m.parameters(recurse=False))
+            kept = parameters + _distinct(b for m in submodules for b in m.buffers(recurse=False))
             return cls(
                 modules=modules,
                 tensors=[(tensor, _clone(tensor, device)) for tensor in kept],
@@ -96,10 +98,7 @@ class Snapshot:
                     for owner in submodules
                     for name, buffer in owner.named_buffers(recurse=False)
                 ],
-                attributes=[
-                    (owner, keep_attributes(owner, _MODULE_INTERNALS))
-                    for owner in [*submodules, *beside]
-                ],
+                attributes=attributes,
                 optimizers=[_take_optimizer(optimizer, device) for optimizer in optimizers],
                 stateful=[(part, _copy(part.state_dict())) for part in stateful],
                 schedulers=[(part, _copy(part.state_dict())) for part in schedulers],
@@ -171,6 +170,24 @@ class Snapshot:
 
 def _is_module(value: object, model: nn.Module) -> bool:
     return isinstance(value, nn.Module) and value is not model
+
+
+def _keep_all_attributes(owners: Iterable[object]) -> list[tuple[object, dict[str, Kept]]]:
+    """What is kept of the owners' attributes, and of all modules' in them and their containers."""
+    waiting = list(owners)
+    found: dict[int, tuple[object, dict[str, Kept]]] = {}
+    for owner in waiting:  # which becomes longer
+        for part in owner.modules() if isinstance(owner, nn.Module) else [owner]:
+            if id(part) not in found:
+                attributes = keep_attributes(part, _MODULE_INTERNALS)
+                found[id(part)] = part, attributes
+                held = [each for kept in attributes.values() for each in originals_of(kept)]
+                waiting += [each for each in held if isinstance(each, nn.Module)]
+    return list(found.values())
+
+
+def _distinct(tensors: Iterable[torch.Tensor]) -> list[torch.Tensor]:
+    return list({id(tensor): tensor for tensor in tensors}.values())
 
 
 # --- optimizers ----------------------------------------------------------------------------------

@@ -161,6 +161,32 @@ def test_expanded_tensors_come_back() -> None:
     assert base.tolist() == [0.0, 1.0, 2.0]
 
 
+def test_modules_that_only_containers_hold_come_back() -> None:
+    inner = nn.Linear(2, 2)
+    inner.metric, inner.parents = {"mean": torchmetrics.MeanMetric()}, []
+    net = nn.Sequential(nn.Linear(2, 2))
+    net.held = [{"inner": inner}, net[0]]
+    inner.parents.append(net)
+    mean = inner.metric["mean"]
+    mean.update(1.0)
+    snapshot = Snapshot.take(net, [])
+    assert len(snapshot.tensors) == 4
+    expected = [p.tolist() for p in (*net.parameters(), *inner.parameters())]
+    mean.update(5.0)
+    with torch.no_grad():
+        inner.weight.zero_()
+    net.eval()
+    inner.eval()
+    net.held.append(torchmetrics.MeanMetric())
+    snapshot.restore()
+    assert [p.tolist() for p in (*net.parameters(), *inner.parameters())] == expected
+    assert mean.compute() == 1.0
+    assert net.training
+    assert inner.training
+    assert net.held[0]["inner"] is inner
+    assert net.held[1:] == [net[0]]
+
+
 def test_rng_state_survives_a_safe_checkpoint(tmp_path: Any) -> None:
     np.random.standard_normal(3)  # leaves a cached gauss value
     torch.save(rng_state(), tmp_path / "rng.pt")

@@ -11,6 +11,7 @@ import lightning as L
 import numpy as np
 import pytest
 import torch
+import torchmetrics
 from lightning.pytorch.callbacks import (
     EarlyStopping,
     GradientAccumulationScheduler,
@@ -94,6 +95,23 @@ class KeepsErrors(TinyModel):
         self.errors.clear()
 
 
+class KeepsMetric(TinyModel):
+    """Holds a metric in a dict, where it is no submodule."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.metrics = {"train": torchmetrics.MeanMetric()}
+
+    def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
+        loss = super().training_step(batch, batch_idx)
+        self.metrics["train"].update(loss.detach())
+        return loss
+
+    def on_train_epoch_end(self) -> None:
+        self.log("mean_error", self.metrics["train"].compute())
+        self.metrics["train"].reset()
+
+
 def compiled() -> Any:
     return torch.compile(Compilable(), backend="eager")
 
@@ -159,6 +177,7 @@ CASES: dict[str, dict[str, Any]] = {
     },
     "manual optimization with two optimizers": {"model": ManualModel},
     "arrays gathered over an epoch": {"model": KeepsErrors},
+    "metric in a dict": {"model": KeepsMetric},
     "compiled module": {"model": compiled, "max_epochs": 2},
     "step schedule": {
         "optimizer": sgd_with(lambda o: schedule.CosineAnnealingLR(o, 20), interval="step")
