@@ -13,6 +13,8 @@ from deopt_lightning.snapshot import Snapshot
 def to_plain(snapshot: Snapshot) -> dict[str, Any]:
     """What Lightning's own checkpoints hold of a model, of a snapshot instead.
 
+    As there, plain attributes of optimizers are missing; optimizers inside of them are not.
+
     Returns:
         Parameters, persistent buffers, optimizer and other states, in types that a safe
         `torch.load` accepts. The tensors are the snapshot's own.
@@ -69,11 +71,11 @@ def from_plain(plain: dict[str, Any], present: Snapshot) -> Snapshot:
 
 
 def with_learned(present: Snapshot, learned: Snapshot) -> Snapshot:
-    """A snapshot with the states that a plain form holds of one, and all else of another.
+    """A snapshot with what training had learned in one, and all else of another.
 
     Args:
         present: A snapshot of the model as it is.
-        learned: Another snapshot of it, whose weights, optimizer and other states are taken.
+        learned: Another snapshot of it, whose weights, optimizers and other states are taken.
     """
     optimizers = [
         (optimizer, state, groups)
@@ -82,7 +84,11 @@ def with_learned(present: Snapshot, learned: Snapshot) -> Snapshot:
         )
     ]
     return replace(
-        present, tensors=learned.tensors, optimizers=optimizers, stateful=learned.stateful
+        present,
+        tensors=learned.tensors,
+        optimizers=optimizers,
+        optimizer_attributes=learned.optimizer_attributes,
+        stateful=learned.stateful,
     )
 
 

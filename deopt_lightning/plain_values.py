@@ -36,7 +36,8 @@ def is_plain(value: object) -> bool:
     """Whether a value is made of numbers, strings, tensors, arrays and built-in containers only.
 
     Arrays of objects are not, nor are other kinds of arrays, such as files mapped into memory.
-    Containers may hold modules, too: a place in a list is put back, a module's state is not.
+    Containers may hold modules, too: a place in a list is put back, a module's state is not. Keys
+    of dicts may be parameters, as in an optimizer's state.
     """
     if isinstance(value, nn.Parameter):
         return False
@@ -45,7 +46,7 @@ def is_plain(value: object) -> bool:
     if isinstance(value, np.ndarray):
         return type(value) is np.ndarray and not value.dtype.hasobject
     if isinstance(value, dict):
-        return _are_plain(value) and _are_plain(value.values())
+        return _are_plain(value, (nn.Module, nn.Parameter)) and _are_plain(value.values())
     if isinstance(value, list | tuple | set | frozenset | deque):
         return _are_plain(value)
     return False
@@ -130,9 +131,10 @@ def originals_of(kept: Kept) -> list[object]:
     return [value, *(part for item in items for part in originals_of(item))]
 
 
-def _are_plain(values: Collection[Any]) -> bool:
+def _are_plain(values: Collection[Any], others: tuple[type, ...] = (nn.Module,)) -> bool:
+    """Whether values are plain or of one of the other types."""
     return _are_immutable(values) or all(
-        is_plain(value) or isinstance(value, nn.Module) for value in values
+        isinstance(value, others) or is_plain(value) for value in values
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, Protocol
 
 import torch
@@ -41,7 +42,8 @@ class Snapshot:
     Holds copies of all parameters and buffers (persistent or not), of the optimizers' state and
     group options, of plain values and tensors among the modules' attributes (counters, metric
     states), and of the random generators. Modules that only a list or dict of another one holds are
-    part of the model here. Memory: one copy of model and optimizer state.
+    part of the model here; optimizers inside of optimizers, and optimizers' plain attributes, are
+    part of the optimizers' state. Memory: one copy of model and optimizer state.
 
     Take one with ``Snapshot.take``; ``restore`` writes it back in place, any number of times.
     """
@@ -52,6 +54,7 @@ class Snapshot:
     buffers: list[tuple[nn.Module, str, torch.Tensor | None]]
     attributes: list[tuple[object, dict[str, Kept]]]
     optimizers: list[tuple[Optimizer, dict[torch.Tensor, dict[str, Any]], list[dict[str, Any]]]]
+    optimizer_attributes: list[tuple[Optimizer, dict[str, Kept]]]
     stateful: list[tuple[Stateful, dict[str, Any]]]
     schedulers: list[tuple[Stateful, dict[str, Any]]]
     random: RandomState
@@ -82,7 +85,7 @@ class Snapshot:
             device: Where the copies of parameters, buffers and optimizer state of their shape are
                 kept; by default where these are.
         """
-        beside = list(beside)
+        beside, optimizers = list(beside), _with_inner(optimizers)
         modules = [module, *(m for o in beside for m in vars(o).values() if _is_module(m, module))]
         with torch.no_grad():
             attributes = _keep_all_attributes([*modules, *beside])
@@ -100,6 +103,10 @@ class Snapshot:
                 ],
                 attributes=attributes,
                 optimizers=[_take_optimizer(optimizer, device) for optimizer in optimizers],
+                optimizer_attributes=[
+                    (optimizer, keep_attributes(optimizer, _optimizer_internals()))
+                    for optimizer in optimizers
+                ],
                 stateful=[(part, _copy(part.state_dict())) for part in stateful],
                 schedulers=[(part, _copy(part.state_dict())) for part in schedulers],
                 random=RandomState.take(generators),
@@ -135,6 +142,8 @@ class Snapshot:
                 tensor.grad = None
             for optimizer, state, groups in self.optimizers:
                 _restore_optimizer(optimizer, state, groups, keep)
+            for optimizer, attributes in self.optimizer_attributes:
+                put_back_attributes(optimizer, attributes, _optimizer_internals())
         for part, part_state in self.stateful:
             part.load_state_dict(_copy(part_state))
 
@@ -151,7 +160,7 @@ class Snapshot:
         found: list[object] = [owner for owner, _ in self.attributes]
         found += [tensor for tensor, _ in self.tensors]
         found += [tensor for _, _, tensor in self.buffers if tensor is not None]
-        for _, attributes in self.attributes:
+        for _, attributes in (*self.attributes, *self.optimizer_attributes):
             for kept in attributes.values():
                 found += originals_of(kept)
         found += [optimizer for optimizer, _, _ in self.optimizers]
@@ -191,6 +200,24 @@ def _distinct(tensors: Iterable[torch.Tensor]) -> list[torch.Tensor]:
 
 
 # --- optimizers ----------------------------------------------------------------------------------
+
+
+@cache
+def _optimizer_internals() -> frozenset[str]:
+    """Names of what every optimizer has; state and groups among it are kept in their own way."""
+    return frozenset(vars(torch.optim.SGD([torch.zeros(1)])))
+
+
+def _with_inner(optimizers: Iterable[Optimizer]) -> list[Optimizer]:
+    """The optimizers, and those that they hold with a state of their own."""
+    found = list(optimizers)
+    states = {id(optimizer.state) for optimizer in found}
+    for optimizer in found:  # which becomes longer
+        for inner in vars(optimizer).values():
+            if isinstance(inner, Optimizer) and id(inner.state) not in states:
+                states.add(id(inner.state))
+                found.append(inner)
+    return found
 
 
 def _take_optimizer(

@@ -10,8 +10,10 @@ import torch
 import torchmetrics
 from torch import nn
 
+from deopt_lightning.member_state import from_plain, to_plain, with_learned
 from deopt_lightning.random_state import rng_state, set_rng_state
 from deopt_lightning.snapshot import Snapshot
+from tests.deopt_lightning.wrapping_optimizers import Lookahead, Sharp
 
 
 class Net(nn.Module):
@@ -185,6 +187,50 @@ def test_modules_that_only_containers_hold_come_back() -> None:
     assert inner.training
     assert net.held[0]["inner"] is inner
     assert net.held[1:] == [net[0]]
+
+
+def steps_of(model: nn.Module, optimizer: torch.optim.Optimizer, count: int = 7) -> Any:
+    """The weights after some more steps."""
+
+    def closure() -> torch.Tensor:
+        optimizer.zero_grad()
+        loss = (model(torch.ones(1, 2)) - 3).square().sum()
+        loss.backward()
+        return loss
+
+    for _ in range(count):
+        optimizer.step(closure)
+    return [p.tolist() for p in model.parameters()]
+
+
+@pytest.mark.parametrize("kind", [Sharp, Lookahead])
+@pytest.mark.parametrize("stepped_before", [0, 7])
+def test_an_optimizer_that_holds_another_comes_back(kind: Any, stepped_before: int) -> None:
+    model = nn.Linear(2, 2)
+    optimizer = kind(model.parameters())
+    inner = next(v for v in vars(optimizer).values() if isinstance(v, torch.optim.Optimizer))
+    steps_of(model, optimizer, stepped_before)
+    snapshot = Snapshot.take(model, [optimizer])
+    hooks = optimizer.register_step_pre_hook(lambda *_: None)
+    expected = steps_of(model, optimizer)
+    for restore in (snapshot.restore, snapshot.restore_weights):
+        restore()
+        assert optimizer.param_groups is inner.param_groups
+        assert steps_of(model, optimizer) == expected
+    later = Snapshot.take(model, [optimizer])
+    with_learned(later, snapshot).restore()
+    assert steps_of(model, optimizer) == expected
+    assert hooks.id in hooks.hooks_dict_ref()
+
+
+def test_the_plain_form_has_the_inner_optimizers_state() -> None:
+    model = nn.Linear(2, 2)
+    optimizer = Sharp(model.parameters())
+    steps_of(model, optimizer)
+    plain = to_plain(Snapshot.take(model, [optimizer]))
+    expected = steps_of(model, optimizer)
+    from_plain(plain, Snapshot.take(model, [optimizer])).restore()
+    assert steps_of(model, optimizer) == expected
 
 
 def test_rng_state_survives_a_safe_checkpoint(tmp_path: Any) -> None:

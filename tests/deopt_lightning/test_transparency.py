@@ -22,6 +22,7 @@ from lightning.pytorch.callbacks import (
 from torch.utils.data import DataLoader, IterableDataset
 
 from deopt_lightning import DEOptCallback
+from tests.deopt_lightning.wrapping_optimizers import Lookahead, Sharp
 from tests.tiny import (
     LAYERS,
     ManualModel,
@@ -178,6 +179,8 @@ CASES: dict[str, dict[str, Any]] = {
     "manual optimization with two optimizers": {"model": ManualModel},
     "arrays gathered over an epoch": {"model": KeepsErrors},
     "metric in a dict": {"model": KeepsMetric},
+    "optimizer with an inner one": {"optimizer": Sharp},
+    "optimizer with slow weights": {"optimizer": Lookahead},
     "compiled module": {"model": compiled, "max_epochs": 2},
     "step schedule": {
         "optimizer": sgd_with(lambda o: schedule.CosineAnnealingLR(o, 20), interval="step")

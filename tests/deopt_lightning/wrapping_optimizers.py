@@ -1,0 +1,55 @@
+"""Optimizers that hold others, as many do outside of torch."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import Adam, Optimizer
+
+
+class Sharp(Optimizer):
+    """Sharpness-aware minimization: Adam's moments lie in an inner optimizer."""
+
+    def __init__(self, params: Any, lr: float = 1e-2, weight_decay: float = 0.0) -> None:
+        super().__init__(params, {"lr": lr, "weight_decay": weight_decay})
+        self.base_optimizer = Adam(self.param_groups, lr=lr, weight_decay=weight_decay)
+        self.param_groups = self.base_optimizer.param_groups
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> Any:
+        with torch.enable_grad():
+            loss = closure()
+        parameters = [p for g in self.param_groups for p in g["params"] if p.grad is not None]
+        for parameter in parameters:
+            self.state[parameter]["before"] = parameter.clone()
+            parameter.add_(parameter.grad, alpha=0.05)
+        with torch.enable_grad():
+            closure()
+        for parameter in parameters:
+            parameter.copy_(self.state[parameter]["before"])
+        self.base_optimizer.step()
+        return loss
+
+
+class Lookahead(Optimizer):
+    """Slow weights and a counter among its own attributes; the state is that of the inner one."""
+
+    def __init__(self, params: Any, lr: float = 1e-2) -> None:
+        inner = Adam(params, lr=lr)
+        super().__init__(inner.param_groups, inner.defaults)
+        self.inner, self.state, self.param_groups = inner, inner.state, inner.param_groups
+        self.steps = 0
+        self.slow: dict[Tensor, Tensor] = {}
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> Any:
+        loss = self.inner.step(closure)
+        self.steps += 1
+        if self.steps % 5 == 0:
+            for parameter in (p for group in self.param_groups for p in group["params"]):
+                slow = self.slow.setdefault(parameter, parameter.clone())
+                slow.lerp_(parameter, 0.5)
+                parameter.copy_(slow)
+        return loss
