@@ -19,6 +19,13 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from deopt_lightning.random_state import (
+    Generator,
+    generator_state,
+    is_generator,
+    set_generator_state,
+)
+
 Restorer = partial[Any]  # its first argument is the very object that it restores
 Kept = Any  # a restorer, or a value that cannot change
 
@@ -35,13 +42,14 @@ _last_kept: WeakValueDictionary[int, Restorer] = WeakValueDictionary()
 def is_plain(value: object) -> bool:
     """Whether a value is made of numbers, strings, tensors, arrays and built-in containers only.
 
-    Arrays of objects are not, nor are other kinds of arrays, such as files mapped into memory.
-    Containers may hold modules, too: a place in a list is put back, a module's state is not. Keys
-    of dicts may be parameters, as in an optimizer's state.
+    Random generators count as plain: their state is a value. Arrays of objects do not, nor other
+    kinds of arrays, such as files mapped into memory. Containers may hold modules, too: a place in
+    a list is put back, a module's state is not. Keys of dicts may be parameters, as in an
+    optimizer's state.
     """
     if isinstance(value, nn.Parameter):
         return False
-    if isinstance(value, (*_IMMUTABLE, torch.Tensor)):
+    if isinstance(value, (*_IMMUTABLE, torch.Tensor)) or is_generator(value):
         return True
     if isinstance(value, np.ndarray):
         return type(value) is np.ndarray and not value.dtype.hasobject
@@ -94,6 +102,8 @@ def keep(value: Any) -> Kept:
         return _keep_flat(value)
     if isinstance(value, tuple) and not _are_immutable(value):
         return partial(_restore_tuple, value, [keep(item) for item in value])
+    if is_generator(value):
+        return partial(_restore_generator, value, generator_state(value))
     return value
 
 
@@ -123,10 +133,10 @@ def originals_of(kept: Kept) -> list[object]:
     if not isinstance(kept, partial):
         return []
     value, copy = kept.args
-    if isinstance(value, torch.Tensor):
-        return [value]
     if kept.func in (_restore_flat, _restore_array):
         return [value, kept]
+    if kept.func in (_restore_tensor, _restore_generator):
+        return [value]
     items = copy.values() if isinstance(copy, dict) else copy
     return [value, *(part for item in items for part in originals_of(item))]
 
@@ -211,6 +221,11 @@ def _restore_array(value: NDArray[Any], copy: NDArray[Any]) -> NDArray[Any]:
 
 def _restore_tensor(value: torch.Tensor, copy: torch.Tensor) -> torch.Tensor:
     overwrite(value, copy)
+    return value
+
+
+def _restore_generator(value: Generator, state: Any) -> Generator:
+    set_generator_state(value, state)
     return value
 
 

@@ -10,26 +10,60 @@ from typing import Any
 import numpy as np
 import torch
 
+Generator = torch.Generator | np.random.Generator | np.random.RandomState | random.Random
+
 
 @dataclass(frozen=True)
 class RandomState:
     """States of the global random generators, and of further ones such as data loaders' own."""
 
-    generators: list[tuple[torch.Generator, torch.Tensor]]
+    generators: list[tuple[Generator, Any]]
     rng: dict[str, Any]
 
     @classmethod
     def take(
-        cls, generators: Iterable[torch.Generator] = (), rng: dict[str, Any] | None = None
+        cls, generators: Iterable[Generator] = (), rng: dict[str, Any] | None = None
     ) -> RandomState:
         """Copies the present state, but for the global generators' if an earlier one is given."""
-        return cls([(g, g.get_state()) for g in generators], rng or rng_state())
+        return cls([(g, generator_state(g)) for g in generators], rng or rng_state())
 
     def restore(self) -> None:
         """Writes the state back."""
         for generator, state in self.generators:
-            generator.set_state(state)
+            set_generator_state(generator, state)
         set_rng_state(self.rng)
+
+
+def is_generator(value: object) -> bool:
+    """Whether a value is a random generator that has a state."""
+    return isinstance(value, Generator) and not isinstance(value, random.SystemRandom)
+
+
+def generator_state(generator: Generator) -> Any:
+    """A copy of a random generator's state."""
+    if isinstance(generator, np.random.Generator):
+        return generator.bit_generator.state
+    return generator.getstate() if isinstance(generator, random.Random) else generator.get_state()
+
+
+def set_generator_state(generator: Generator, state: Any) -> None:
+    """Puts back what ``generator_state`` returned."""
+    if isinstance(generator, np.random.Generator):
+        generator.bit_generator.state = state
+    elif isinstance(generator, random.Random):
+        generator.setstate(state)
+    else:
+        generator.set_state(state)
+
+
+def seed_generator(generator: Generator, seed: int) -> None:
+    """Seeds a random generator of any kind."""
+    if isinstance(generator, torch.Generator):
+        generator.manual_seed(seed)
+    elif isinstance(generator, np.random.Generator):
+        generator.bit_generator.state = type(generator.bit_generator)(seed).state
+    else:
+        generator.seed(seed)
 
 
 def rng_state() -> dict[str, Any]:

@@ -19,7 +19,7 @@ from deopt_lightning.plain_values import (
     overwrite,
     put_back_attributes,
 )
-from deopt_lightning.random_state import RandomState
+from deopt_lightning.random_state import Generator, RandomState
 
 SCHEDULED_OPTIONS = ("lr", "momentum", "betas")  # group options that LR schedulers write
 _MODULE_INTERNALS = frozenset(vars(nn.Module())) - {"training"}
@@ -65,7 +65,7 @@ class Snapshot:
         module: nn.Module,
         optimizers: Iterable[Optimizer],
         stateful: Iterable[Stateful] = (),
-        generators: Iterable[torch.Generator] = (),
+        generators: Iterable[Generator] = (),
         schedulers: Iterable[Stateful] = (),
         beside: Iterable[object] = (),
         gradients: bool = False,

@@ -21,6 +21,7 @@ from lightning.pytorch.loops.fetchers import _PrefetchDataFetcher
 from lightning.pytorch.profilers import PassThroughProfiler
 from lightning.pytorch.utilities.combined_loader import CombinedLoader
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from torch.utils.data import ChainDataset, ConcatDataset, Dataset, Sampler
 
 from deopt_lightning import averaging
 from deopt_lightning.batch_counts import limit_batches
@@ -28,12 +29,14 @@ from deopt_lightning.layer_control import LayerControl
 from deopt_lightning.layers import LayerPatterns
 from deopt_lightning.lr_schedule import regroup
 from deopt_lightning.quiet import QuietLogger, deaf, muted
+from deopt_lightning.random_state import Generator, is_generator, seed_generator
 from deopt_lightning.replay import Replay
 
 _METRICS = ("_progress_bar_metrics", "_logged_metrics", "_callback_metrics")
 _CONNECTOR_STATE = (*_METRICS, "_current_fx", "_first_loop_iter")
 _TRAINER_STATE = ("loggers", "profiler", "should_stop", "_last_val_time")
 Limit = int | float | None  # of validation batches
+_DATA_PARTS = ("dataset", "sampler", "batch_sampler")
 UNUSED_EPOCHS = 1_000_000  # samplers' epochs from here on are no real ones
 
 
@@ -206,10 +209,10 @@ def draws_order_again(trainer: pl.Trainer) -> bool:
 
 
 def seed_random(trainer: pl.Trainer, seed: int) -> None:
-    """Seeds torch's global generator and every loader's own."""
+    """Seeds torch's global generator and all that loaders own."""
     torch.manual_seed(seed)
     for generator in loader_generators(trainer):
-        generator.manual_seed(seed)
+        seed_generator(generator, seed)
 
 
 def fetch_batches(trainer: pl.Trainer, count: int, epoch: int) -> list[Any]:
@@ -240,23 +243,23 @@ def fetch_batches(trainer: pl.Trainer, count: int, epoch: int) -> list[Any]:
     return batches
 
 
-def loader_generators(trainer: pl.Trainer) -> list[torch.Generator]:
-    """The random generators that training and validation loaders and their samplers own."""
+def loader_generators(trainer: pl.Trainer) -> list[Generator]:
+    """The random generators that training and validation loaders, samplers and datasets own."""
     combined = (
         trainer.fit_loop._combined_loader,
         trainer.fit_loop.epoch_loop.val_loop._combined_loader,
     )
-    loaders = [
-        loader for loaders in combined if loaders is not None for loader in loaders.flattened
-    ]
-    found: dict[int, torch.Generator] = {}
-    for loader in loaders:
-        batch_sampler = getattr(loader, "batch_sampler", None)
-        sampler = getattr(loader, "sampler", None)
-        for owner in (loader, sampler, batch_sampler, getattr(batch_sampler, "sampler", None)):
-            generator = getattr(owner, "generator", None)
-            if isinstance(generator, torch.Generator):
-                found[id(generator)] = generator
+    found: dict[int, Generator] = {}
+    seen: dict[int, Any] = {}
+    waiting = [part for loaders in combined if loaders is not None for part in loaders.flattened]
+    waiting += [getattr(loader, name, None) for loader in waiting for name in _DATA_PARTS]
+    for owner in waiting:  # which becomes longer
+        if id(owner) not in seen:
+            seen[id(owner)] = owner
+            held = list(getattr(owner, "__dict__", {}).values())
+            found.update({id(value): value for value in held if is_generator(value)})
+            held += owner.datasets if isinstance(owner, ConcatDataset | ChainDataset) else []
+            waiting += [value for value in held if isinstance(value, Dataset | Sampler)]
     return list(found.values())
 
 
@@ -296,12 +299,9 @@ def validation_workers(trainer: pl.Trainer) -> int:
 def draws_plainly(trainer: Any) -> bool:
     """Whether a validation passes over one dataloader, the same in all epochs."""
     combined = trainer.fit_loop.epoch_loop.val_loop._combined_loader
-    return (
-        combined is not None
-        and len(combined.flattened) == 1
-        and combined._mode == "sequential"
-        and not trainer.reload_dataloaders_every_n_epochs
-    )
+    if combined is None or trainer.reload_dataloaders_every_n_epochs:
+        return False
+    return len(combined.flattened) == 1 and bool(combined._mode == "sequential")
 
 
 def has_communication_hook(trainer: pl.Trainer) -> bool:

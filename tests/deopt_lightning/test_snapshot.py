@@ -11,7 +11,7 @@ import torchmetrics
 from torch import nn
 
 from deopt_lightning.member_state import from_plain, to_plain, with_learned
-from deopt_lightning.random_state import rng_state, set_rng_state
+from deopt_lightning.random_state import rng_state, seed_generator, set_rng_state
 from deopt_lightning.snapshot import Snapshot
 from tests.deopt_lightning.wrapping_optimizers import Lookahead, Sharp
 
@@ -113,6 +113,30 @@ def test_restores_after_an_exception() -> None:
     with pytest.raises(KeyboardInterrupt):
         fail()
     assert torch.equal(net.linear.weight, before)
+
+
+@pytest.mark.parametrize(
+    ("make", "draw"),
+    [
+        (lambda: torch.Generator().manual_seed(1), lambda g: torch.randn(3, generator=g).tolist()),
+        (lambda: np.random.default_rng(1), lambda g: g.normal(size=3).tolist()),
+        (lambda: np.random.Generator(np.random.MT19937(1)), lambda g: g.normal(size=3).tolist()),
+        (lambda: np.random.RandomState(1), lambda g: g.standard_normal(3).tolist()),
+        (lambda: random.Random(1), lambda g: [g.gauss(0, 1) for _ in range(3)]),
+    ],
+)
+def test_random_generators_of_all_kinds_come_back(make: Any, draw: Any) -> None:
+    net, own, loaders = nn.Linear(1, 1), make(), make()
+    net.held, net.own = [own], make()
+    snapshot = Snapshot.take(net, [], generators=[loaders])
+    expected = [draw(generator) for generator in (own, net.own, loaders)]
+    for generator in (own, net.own, loaders):
+        draw(generator)
+        seed_generator(generator, 5)
+    assert draw(own) == draw(loaders) != expected[0]
+    snapshot.restore()
+    assert net.held[0] is own
+    assert [draw(generator) for generator in (own, net.own, loaders)] == expected
 
 
 def test_a_loaders_own_generator_and_a_scaler_come_back() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -19,7 +20,7 @@ from lightning.pytorch.callbacks import (
     ModelCheckpoint,
     StochasticWeightAveraging,
 )
-from torch.utils.data import DataLoader, IterableDataset
+from torch.utils.data import ConcatDataset, DataLoader, Dataset, IterableDataset, Sampler, Subset
 
 from deopt_lightning import DEOptCallback
 from tests.deopt_lightning.wrapping_optimizers import Lookahead, Sharp
@@ -43,6 +44,34 @@ class Stream(IterableDataset):
     def __iter__(self) -> Any:
         order = torch.randperm(96)
         return (tiny_data()[int(i)] for i in order)
+
+
+class Noisy(Dataset):
+    """Rows of the tiny data with noise from a generator of its own."""
+
+    def __init__(self) -> None:
+        self.rows = tiny_data()
+        self.rng = np.random.default_rng(0)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> Any:
+        x, y = self.rows[index]
+        return x + float(self.rng.normal()), y
+
+
+class Shuffled(Sampler[int]):
+    """An order from a generator of its own."""
+
+    def __init__(self) -> None:
+        self.rng = random.Random(0)
+
+    def __len__(self) -> int:
+        return 96
+
+    def __iter__(self) -> Any:
+        return iter(self.rng.sample(range(96), 96))
 
 
 class FirstOfList(TinyModel):
@@ -145,6 +174,11 @@ CASES: dict[str, dict[str, Any]] = {
     "own loader generator": {
         "train": lambda: train_loader(generator=torch.Generator().manual_seed(5))
     },
+    "a dataset's own generator": {
+        "train": lambda: DataLoader(Subset(Noisy(), range(90)), 8, shuffle=True),
+        "val": lambda: DataLoader(ConcatDataset([Noisy(), tiny_data()]), 8),
+    },
+    "a sampler's own generator": {"train": lambda: DataLoader(tiny_data(), 8, sampler=Shuffled())},
     "a worker": {"train": lambda: train_loader(num_workers=1), "max_epochs": 2},
     "persistent workers": {
         "train": lambda: train_loader(num_workers=1, persistent_workers=True),
