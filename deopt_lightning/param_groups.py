@@ -28,8 +28,8 @@ class GroupSplit:
         user_options: Per user group: its options (lr, weight_decay, betas, ...) before the split.
         user_sizes: Per user group: its number of parameters.
         user_order: For each parameter, in split order, its position in the user's order.
-        base_lr: (N,) the user's lr per layer, before any schedule.
-        base_weight_decay: (N,) the user's weight decay per layer.
+        base_lr: (N,) the user's lr per layer, before any schedule; of the first group in it.
+        base_weight_decay: (N,) the user's weight decay per layer; the largest of its groups'.
         scheduled: Whether an LR scheduler owns ``lr``; the learned lr is then a multiplier on it.
     """
 
@@ -85,6 +85,10 @@ def split_param_groups(
         )
     first_group = {part.layer: user_groups[part.user_index] for part in reversed(parts)}
     rates = np.array([base_lr(first_group[layer]) for layer in used])
+    decays = [  # of all parts, since biases without decay may come first
+        max(float(user_groups[p.user_index]["weight_decay"]) for p in parts if p.layer == layer)
+        for layer in used
+    ]
     if not (rates > 0).all():
         name = layers[used[int(np.argmin(rates))]].name
         raise ValueError(
@@ -106,7 +110,7 @@ def split_param_groups(
         user_sizes=tuple(len(group["params"]) for group in user_groups),
         user_order=tuple(position[id(p)] for g in optimizer.param_groups for p in g["params"]),
         base_lr=rates,
-        base_weight_decay=np.array([float(first_group[layer]["weight_decay"]) for layer in used]),
+        base_weight_decay=np.array(decays),
         scheduled=scheduled,
     )
 

@@ -13,6 +13,7 @@ from torch import nn
 from deopt_lightning import DEOptCallback
 from deopt_lightning.checkpoint_layout import optimizer_to_split_layout, optimizer_to_user_layout
 from deopt_lightning.layers import group_layers
+from deopt_lightning.lr_schedule import effective_lr
 from deopt_lightning.param_groups import split_param_groups, write_hyperparameters
 from tests.tiny import TinyModel, fit, same_state
 
@@ -62,6 +63,43 @@ def test_users_decay_and_no_decay_groups_are_split_further_and_kept_apart() -> N
     write_hyperparameters(optimizer, groups, np.array([0.01, 0.03]), np.array([0.5, 0.7]))
     assert [g["weight_decay"] for g in optimizer.param_groups] == [0.5, 0.7, 0.0, 0.0]
     assert [g["lr"] for g in optimizer.param_groups] == pytest.approx([0.01, 0.03, 0.02, 0.06])
+
+
+@pytest.mark.parametrize("no_decay_first", [True, False])
+def test_own_weight_decay_is_that_of_the_weights_in_any_order_of_groups(
+    no_decay_first: bool,
+) -> None:
+    net = make_net()
+    user_groups = [
+        {"params": by_name(net, "bias"), "weight_decay": 0.0},
+        {"params": by_name(net, "weight"), "weight_decay": 0.1},
+    ]
+    optimizer = torch.optim.AdamW(user_groups if no_decay_first else user_groups[::-1], lr=1e-3)
+    groups = split(net, optimizer)
+    assert groups.base_weight_decay.tolist() == [0.1, 0.1]
+    write_hyperparameters(optimizer, groups, groups.base_lr, groups.base_weight_decay)
+    decays = {len(g["params"][0].shape): g["weight_decay"] for g in optimizer.param_groups}
+    assert decays == {1: 0.0, 2: 0.1}
+
+
+@pytest.mark.parametrize("scheduled", [True, False])
+@pytest.mark.parametrize("biases_first", [True, False])
+def test_groups_of_one_layer_keep_the_ratio_of_their_lrs(
+    biases_first: bool, scheduled: bool
+) -> None:
+    net = make_net()
+    user_groups = [
+        {"params": by_name(net, "bias"), "lr": 0.2},
+        {"params": by_name(net, "weight")},
+    ]
+    optimizer = torch.optim.SGD(user_groups if biases_first else user_groups[::-1], lr=0.1)
+    groups = split_param_groups(optimizer, net, group_layers(net), scheduled=scheduled)
+    own = groups.base_lr
+    assert own.tolist() == [0.2 if biases_first else 0.1] * 2
+    write_hyperparameters(optimizer, groups, own * [1, 3], np.zeros(2))
+    rates = [effective_lr(group) for group in optimizer.param_groups]
+    expected = [0.2, 0.6, 0.1, 0.3] if biases_first else [0.1, 0.3, 0.2, 0.6]
+    assert rates == pytest.approx(expected)
 
 
 def test_frozen_parameters_keep_the_users_values() -> None:
