@@ -84,6 +84,7 @@ class LayerControl:
             lr_bounds: For every layer; None goes from a thousandth of each layer's own lr to
                 ``lr_up`` times it.
             weight_decay_bounds: Likewise to ten times; `DECAY_BOUNDS_FROM_ZERO` where the own is 0.
+                Layers on which no weight decay acts have (0, 0) in any case.
             lr_up: See ``lr_bounds``.
 
         Returns:
@@ -91,13 +92,13 @@ class LayerControl:
         """
         own = self.own_values
         lr, decay = np.split(own, 2)
+        undecayed = np.concatenate([split.undecayed_layers for split in self.splits.values()])
         space = SearchSpace.for_layers(
             self.layer_names,
             lr_bounds or [(value / 1000, value * lr_up) for value in lr],
-            weight_decay_bounds
-            or [
-                (value / 1000, value * 10) if value > 0 else DECAY_BOUNDS_FROM_ZERO
-                for value in decay
+            [
+                (0.0, 0.0) if fixed else weight_decay_bounds or _decay_bounds(value)
+                for value, fixed in zip(decay, undecayed, strict=True)
             ],
         )
         zero = (own == 0) & (space.low < space.high)  # 0 lies below the bounds, but can be encoded
@@ -133,6 +134,11 @@ class LayerControl:
         """Removes the hooks from the optimizers."""
         for hook in self._hooks:
             hook.remove()
+
+
+def _decay_bounds(own: float) -> Bounds:
+    """Where to search the weight decay of a layer."""
+    return (own / 1000, own * 10) if own > 0 else DECAY_BOUNDS_FROM_ZERO
 
 
 def _owner(scheduler: object, optimizers: Sequence[Optimizer]) -> int:

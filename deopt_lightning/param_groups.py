@@ -48,6 +48,18 @@ class GroupSplit:
         """Names of the N layers."""
         return tuple(layer.name for layer in self.layers)
 
+    @property
+    def keeps_some_undecayed(self) -> bool:
+        """Whether the user has groups without decay beside some with decay."""
+        decays = [float(options["weight_decay"]) for options in self.user_options]
+        return 0 in decays and max(decays) > 0
+
+    @property
+    def undecayed_layers(self) -> NDArray[np.bool_]:
+        """(N,) which layers lie in such groups alone, so that no weight decay acts on them."""
+        without: NDArray[np.bool_] = self.base_weight_decay == 0
+        return without & self.keeps_some_undecayed
+
 
 def split_param_groups(
     optimizer: Optimizer, module: nn.Module, layers: Sequence[Layer], *, scheduled: bool = False
@@ -131,7 +143,6 @@ def write_hyperparameters(
         lr: (N,) learning rates.
         weight_decay: (N,) weight decay coefficients.
     """
-    some_decay = any(float(options["weight_decay"]) > 0 for options in split.user_options)
     rows = zip(optimizer.param_groups, split.layer_index, split.user_index, strict=True)
     for group, layer, user in rows:
         if layer < 0:
@@ -142,7 +153,7 @@ def write_hyperparameters(
         else:
             ratio = base_lr(options) / own
             set_option(group, "lr", float(lr[layer]) * ratio)
-        exempt = some_decay and float(options["weight_decay"]) == 0
+        exempt = split.keeps_some_undecayed and float(options["weight_decay"]) == 0
         set_option(group, "weight_decay", 0.0 if exempt else float(weight_decay[layer]))
 
 

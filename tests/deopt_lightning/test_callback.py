@@ -164,6 +164,27 @@ def test_equal_bounds_pin_a_value(pinned: float, tmp_path: Path) -> None:
     assert len(np.unique(values[:, 0])) > 4
 
 
+@pytest.mark.parametrize("bounds", [None, (1e-4, 1e-3)])
+def test_no_weight_decay_is_searched_or_logged_where_none_acts(
+    bounds: tuple[float, float] | None, tmp_path: Path
+) -> None:
+    def decay_matrices(parameters: Any) -> torch.optim.Optimizer:
+        parameters = list(parameters)
+        vectors = {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0}
+        return torch.optim.AdamW([vectors, {"params": [p for p in parameters if p.ndim == 2]}])
+
+    callback = probing_callback(weight_decay_bounds=bounds)
+    fit(tmp_path, [callback], model=partial(TinyModel, decay_matrices))
+    assert LAYERS == ["first", "norm", "last"]
+    values = np.array([v for r in callback.history for v in r["targets"] + r["trials"]])
+    searched = [len(np.unique(column)) > 4 for column in values.T]
+    assert searched == [True, True, True, True, False, True]
+    assert not values[:, 4].any()
+    assert [row["weight_decay"]["norm"] for row in callback.schedule] == [0, 0, 0]
+    logged = [row["deopt/weight_decay/norm"] for row in csv_rows(tmp_path)]
+    assert {float(value) for value in logged if value} == {0.0}
+
+
 def test_history_is_plain_data(tmp_path: Path) -> None:
     callback = probing_callback()
     fit(tmp_path, [callback])
