@@ -196,7 +196,7 @@ class DEOptCallback(Callback):
         try:
             self._control = trainer_seam.control_layers(trainer, self.layers, self.optimizer_index)
             self._values = self._control.own_values
-            self._search = build_search(vars(self), self._control, self._maker)
+            self._search = build_search(vars(self), self._control, self._maker, self._resumed_state)
             if self._resumed_checkpoint is not None:
                 self._control.to_split_layout(self._resumed_checkpoint)
                 self._resumed_checkpoint = None

@@ -77,6 +77,7 @@ class LayerControl:
         lr_bounds: Bounds | None,
         weight_decay_bounds: Bounds | None,
         lr_up: float = 10,
+        saved: Mapping[str, Any] | None = None,
     ) -> tuple[SearchSpace, FloatArray]:
         """The space to search, and the user's own vector in it.
 
@@ -86,24 +87,43 @@ class LayerControl:
             weight_decay_bounds: Likewise to ten times; `DECAY_BOUNDS_FROM_ZERO` where the own is 0.
                 Layers on which no weight decay acts have (0, 0) in any case.
             lr_up: See ``lr_bounds``.
+            saved: Settings of the space that a checkpoint's search has, if one is resumed.
 
         Returns:
             The space, and the own values inside its bounds as (2N,) coordinates.
         """
         own = self.own_values
         lr, decay = np.split(own, 2)
+        rates = lr_bounds or [(value / 1000, value * lr_up) for value in lr]
         undecayed = np.concatenate([split.undecayed_layers for split in self.splits.values()])
-        space = SearchSpace.for_layers(
-            self.layer_names,
-            lr_bounds or [(value / 1000, value * lr_up) for value in lr],
-            [
-                (0.0, 0.0) if fixed else weight_decay_bounds or _decay_bounds(value)
-                for value, fixed in zip(decay, undecayed, strict=True)
-            ],
-        )
+        decay_bounds = [
+            (0.0, 0.0) if fixed else weight_decay_bounds or _decay_bounds(value)
+            for value, fixed in zip(decay, undecayed, strict=True)
+        ]
+        space = SearchSpace.for_layers(self.layer_names, rates, decay_bounds)
+        if saved and saved["names"] == list(space.names):
+            earlier = weight_decay_bounds or DECAY_BOUNDS_FROM_ZERO
+            was = SearchSpace.for_layers(self.layer_names, rates, earlier)
+            space = self._as_earlier(space, was, saved)
         zero = (own == 0) & (space.low < space.high)  # 0 lies below the bounds, but can be encoded
         in_bounds = np.where(zero, 0.0, np.clip(own, space.low, space.high))
         return space, space.encode(in_bounds)
+
+    def _as_earlier(
+        self, space: SearchSpace, earlier: SearchSpace, saved: Mapping[str, Any]
+    ) -> SearchSpace:
+        """The space, with the weight decay's bounds of a checkpoint of an earlier version.
+
+        Where the user keeps groups without decay, earlier versions took their 0 for the own weight
+        decay of a layer if they came first, and searched it also where none acts.
+        """
+        splits = self.splits.values()
+        mixed = [np.full(len(split.layers), split.keeps_some_undecayed) for split in splits]
+        were = (earlier.low == saved["low"]) & (earlier.high == saved["high"])
+        were &= np.concatenate([np.zeros(len(self.layer_names), dtype=bool), *mixed])
+        low, high = np.where(were, [earlier.low, earlier.high], [space.low, space.high])
+        scale = np.where(were, earlier.scale, space.scale)
+        return SearchSpace(space.names, low, high, tuple(scale.tolist()))
 
     def write(self, values: FloatArray) -> None:
         """Eq. (1): puts (2N,) values into effect, first N learning rates, then N weight decays."""

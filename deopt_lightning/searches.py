@@ -56,18 +56,26 @@ def _passes_left(arguments: Mapping[str, Any], trainer: pl.Trainer) -> float:
     return min(generations / every, most) * 2 * size
 
 
-def build_search(arguments: Mapping[str, Any], control: LayerControl, maker: ProbeMaker) -> Search:
+def build_search(
+    arguments: Mapping[str, Any],
+    control: LayerControl,
+    maker: ProbeMaker,
+    resumed: Mapping[str, Any],
+) -> Search:
     """A search whose first vector is the optimizer's own.
 
     Args:
         arguments: Those of DEOptCallback, by name.
         control: Writes values into the optimizer.
         maker: Makes probes.
+        resumed: State of DEOptCallback from which it is to go on; else empty.
     """
     size, carry = arguments["population_size"], arguments["carry"]
     lr_up = LR_UP_OF_MEMBERS if carry == "population" else LR_UP
     bounds = arguments["lr_bounds"], arguments["weight_decay_bounds"]
-    space, own = control.search_space(*bounds, lr_up)
+    state = resumed.get("search", {})
+    saved = state.get("search", state).get("settings")
+    space, own = control.search_space(*bounds, lr_up, saved)
     settings = {name: arguments[name] for name in ("strategy", "repair", "seed")}
     if carry == "population":
         members = SteadyStateDE(space, size, own=own, **settings)

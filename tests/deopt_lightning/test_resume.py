@@ -13,6 +13,8 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from deopt_lightning import DEOptCallback
+from deopt_lightning.layer_control import DECAY_BOUNDS_FROM_ZERO, LayerControl
+from deopt_lightning.search_space import SearchSpace
 from tests.tiny import TinyModel, fit, needs_settled_epochs, same_state, val_loader
 
 
@@ -164,3 +166,24 @@ def test_a_checkpoint_from_the_end_of_a_validation_is_gone_on_with(
     _, trainer = fit(tmp_path, [callback], max_epochs=4, ckpt_path=last, **often)
     assert trainer.current_epoch == 4
     assert callback.schedule[-1]["epoch"] == 3
+
+
+@pytest.mark.parametrize("carry", ["population", "weights", "chain"])
+def test_a_checkpoint_from_before_no_decay_groups_had_bounds_of_their_own_is_resumed(
+    carry: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def as_it_was(control: LayerControl, *args: Any) -> Any:
+        lr_bounds = [(0.01 / 1000, 0.01 * args[-2])] * 3 if args[0] is None else args[0]
+        space = SearchSpace.for_layers(control.layer_names, lr_bounds, DECAY_BOUNDS_FROM_ZERO)
+        return space, space.encode([0.01] * 3 + [0.0] * 3)
+
+    build = partial(TinyModel, groups)
+    with monkeypatch.context() as patch:
+        patch.setattr(LayerControl, "search_space", as_it_was)
+        _, trainer = fit(tmp_path, [make_callback(carry=carry)], model=build, max_epochs=2)
+    trainer.save_checkpoint(path := str(tmp_path / "earlier.ckpt"))
+    resumed = make_callback(carry=carry)
+    fit(tmp_path, [resumed], model=build, ckpt_path=path)
+    assert [row["epoch"] for row in resumed.schedule] == [0, 1, 2]
+    space = resumed._search.search.space
+    assert list(zip(space.low[3:], space.high[3:], strict=True)) == [DECAY_BOUNDS_FROM_ZERO] * 3
