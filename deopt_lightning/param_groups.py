@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -67,8 +68,10 @@ def split_param_groups(
     """Splits the optimizer's parameter groups in place, so that none spans two layers.
 
     Every other option of a user's group (betas, initial_lr, fused, ...) is kept, and each group
-    gets a unique ``name``: the layer's, with the user's group behind it where a layer lies in
-    several of them. Parameters outside every layer stay in a group of their own.
+    has a unique ``name``. A user's named group keeps its name, with the layer's behind it for each
+    part if it had to be split (``head/dense``). Others get the layer's, with the number of the
+    user's group behind it where a layer lies in several of them (``dense/1``). Parameters outside
+    every layer stay in a group of their own.
 
     Args:
         optimizer: The optimizer; its ``param_groups`` list is replaced in place.
@@ -222,10 +225,19 @@ def options_of(group: Mapping[str, Any]) -> dict[str, Any]:
 def _unique_names(
     parts: Sequence[_Part], layers: Sequence[Layer], user_groups: Sequence[Mapping[str, Any]]
 ) -> list[str]:
-    base = [layers[part.layer].name if part.layer >= 0 else "frozen" for part in parts]
+    """The user's names, with the layer's behind them in a split group, else the layers'."""
+    in_layers = [layers[part.layer].name if part.layer >= 0 else "frozen" for part in parts]
+    pieces = Counter(part.user_index for part in parts)
+    names = []
+    for part, layer in zip(parts, in_layers, strict=True):
+        own = user_groups[part.user_index].get("name")
+        if own and pieces[part.user_index] == 1:
+            names.append(str(own))
+        elif own:
+            names.append(f"{own}/{layer}")
+        else:
+            names.append(layer if in_layers.count(layer) == 1 else f"{layer}/{part.user_index}")
     return [
-        f"{name}/{user_groups[part.user_index].get('name', part.user_index)}"
-        if base.count(name) > 1
-        else name
-        for part, name in zip(parts, base, strict=True)
+        name if names.count(name) == 1 else f"{name}/{part.user_index}"
+        for name, part in zip(names, parts, strict=True)
     ]

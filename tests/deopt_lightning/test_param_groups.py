@@ -59,10 +59,35 @@ def test_users_decay_and_no_decay_groups_are_split_further_and_kept_apart() -> N
         lr=1e-3,
     )
     groups = split(net, optimizer)
-    assert [g["name"] for g in optimizer.param_groups] == ["0/decay", "2/decay", "0/1", "2/1"]
+    assert [g["name"] for g in optimizer.param_groups] == ["decay/0", "decay/2", "0/1", "2/1"]
     write_hyperparameters(optimizer, groups, np.array([0.01, 0.03]), np.array([0.5, 0.7]))
     assert [g["weight_decay"] for g in optimizer.param_groups] == [0.5, 0.7, 0.0, 0.0]
     assert [g["lr"] for g in optimizer.param_groups] == pytest.approx([0.01, 0.03, 0.02, 0.06])
+
+
+def test_users_names_of_groups_stay() -> None:
+    net = nn.Sequential(*[nn.Linear(2, 2) for _ in range(5)])
+    net[4].requires_grad_(False)
+    user_groups = [
+        {"params": net[:1].parameters(), "name": "body"},
+        {"params": net[1:2].parameters()},
+        {"params": net[2:].parameters(), "name": "head"},
+    ]
+    optimizer = torch.optim.SGD(user_groups, lr=0.1)
+    split(net, optimizer)
+    names = [group["name"] for group in optimizer.param_groups]
+    assert names == ["body", "1", "head/2", "head/3", "head/frozen"]
+
+
+def test_names_of_groups_are_unique_also_where_the_users_are_not() -> None:
+    net = make_net()
+    user_groups = [
+        {"params": net[0].parameters(), "name": "2"},  # that of the other layer
+        {"params": net[2].parameters()},
+    ]
+    optimizer = torch.optim.SGD(user_groups, lr=0.1)
+    split(net, optimizer)
+    assert [group["name"] for group in optimizer.param_groups] == ["2/0", "2/1"]
 
 
 @pytest.mark.parametrize("no_decay_first", [True, False])
