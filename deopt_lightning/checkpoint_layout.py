@@ -8,7 +8,7 @@ from typing import Any
 
 from torch.optim import Optimizer
 
-from deopt_lightning.lr_schedule import regroup
+from deopt_lightning.lr_schedule import Schedule, regroup
 from deopt_lightning.param_groups import GroupSplit, options_of
 
 _OWN_KEYS = ("params", "param_names", "name")
@@ -16,52 +16,59 @@ _OURS = ("params", "name", "lr_multiplier")  # keys that a split group has for o
 
 
 def checkpoint_to_user_layout(
-    checkpoint: dict[str, Any], splits: Mapping[int, GroupSplit], owners: Sequence[int]
+    checkpoint: dict[str, Any], splits: Mapping[int, GroupSplit], schedules: Sequence[Schedule]
 ) -> None:
     """Rewrites optimizer and scheduler states in place, from split groups to the user's.
 
     Args:
         checkpoint: As Lightning writes it.
         splits: How optimizers were split, by their index.
-        owners: For each LR scheduler the index of its optimizer.
+        schedules: What is known of each LR scheduler.
     """
     states = checkpoint["optimizer_states"]
     for index, split in splits.items():
         states[index] = optimizer_to_user_layout(states[index], split)
         first = [split.user_index.index(user) for user in range(len(split.user_options))]
-        for state in _scheduler_states(checkpoint, owners, index):
-            regroup(state, first, old_count=len(split.user_index))
+        for state, lists in _scheduler_states(checkpoint, schedules, index):
+            regroup(state, first, len(split.user_index), lists)
 
 
 def checkpoint_to_split_layout(
     checkpoint: dict[str, Any],
     splits: Mapping[int, GroupSplit],
-    owners: Sequence[int],
+    schedules: Sequence[Schedule],
     optimizers: Mapping[int, Optimizer],
 ) -> None:
     """Rewrites optimizer and scheduler states in place, from the user's groups to split ones."""
     states = checkpoint["optimizer_states"]
     for index, split in splits.items():
         states[index] = optimizer_to_split_layout(states[index], split, optimizers[index])
-        for state in _scheduler_states(checkpoint, owners, index):
-            regroup(state, split.user_index, old_count=len(split.user_options))
+        for state, lists in _scheduler_states(checkpoint, schedules, index):
+            regroup(state, split.user_index, len(split.user_options), lists)
 
 
 def _scheduler_states(
-    checkpoint: dict[str, Any], owners: Sequence[int], index: int
-) -> list[dict[str, Any]]:
+    checkpoint: dict[str, Any], schedules: Sequence[Schedule], index: int
+) -> list[tuple[dict[str, Any], tuple[str, ...]]]:
     """States of an optimizer's schedulers, those that callbacks brought along included.
 
     A scheduler that a callback has put in belongs to the only optimizer.
+
+    Returns:
+        Each state, and the names of its lists with one entry per group.
     """
-    states = list(checkpoint["lr_schedulers"])
-    states = [s for s, owner in zip_longest(states, owners, fillvalue=0) if s and owner == index]
     brought = [
         state.get("scheduler_state")
         for state in checkpoint.get("callbacks", {}).values()
         if isinstance(state, dict)
     ]
-    return states + [state for state in brought if isinstance(state, dict) and index == 0]
+    known = zip_longest(checkpoint["lr_schedulers"], schedules, fillvalue=Schedule())
+    pairs = [*known, *((state, Schedule()) for state in brought)]
+    return [
+        (state, schedule.lists)
+        for state, schedule in pairs
+        if isinstance(state, dict) and state and schedule.optimizer == index
+    ]
 
 
 def optimizer_to_user_layout(state: Mapping[str, Any], split: GroupSplit) -> dict[str, Any]:

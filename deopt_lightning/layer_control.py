@@ -14,7 +14,7 @@ from torch.utils.hooks import RemovableHandle
 
 from deopt_lightning.checkpoint_layout import checkpoint_to_split_layout, checkpoint_to_user_layout
 from deopt_lightning.layers import LayerPatterns, group_layers
-from deopt_lightning.lr_schedule import apply_multipliers, regroup
+from deopt_lightning.lr_schedule import Schedule, apply_multipliers
 from deopt_lightning.param_groups import GroupSplit, split_param_groups, write_hyperparameters
 from deopt_lightning.search_space import Bounds, SearchSpace
 
@@ -54,18 +54,23 @@ class LayerControl:
         layers = group_layers(module, patterns)
         chosen = range(len(optimizers)) if optimizer_index is None else [optimizer_index]
         self._optimizers = {index: optimizers[index] for index in chosen}
-        self._owners = [_owner(scheduler, optimizers) for scheduler in schedulers]
+        owners = [_owner(scheduler, optimizers) for scheduler in schedulers]
+        self._schedules = [
+            Schedule.of(scheduler, owner, optimizers[owner]) if owner in chosen else Schedule(owner)
+            for scheduler, owner in zip(schedulers, owners, strict=True)
+        ]
         self._hooks: list[RemovableHandle] = []
         self.splits: dict[int, GroupSplit] = {}
         for index, optimizer in self._optimizers.items():
-            under_schedule = scheduled or index in self._owners
+            under_schedule = scheduled or index in owners
             split = split_param_groups(optimizer, module, layers, scheduled=under_schedule)
-            self._hooks += apply_multipliers(optimizer) if under_schedule else []
+            of_this = [schedule for schedule in self._schedules if schedule.optimizer == index]
+            unknown = ", ".join(s.unknown for s in of_this if s.unknown) or None
+            self._hooks += apply_multipliers(optimizer, split, unknown) if under_schedule else []
             self.splits[index] = split
-        for scheduler, owner in zip(schedulers, self._owners, strict=True):
-            if owner in self.splits:
-                split = self.splits[owner]
-                regroup(vars(scheduler), split.user_index, len(split.user_options))
+        for scheduler, schedule in zip(schedulers, self._schedules, strict=True):
+            if (index := schedule.optimizer) in self.splits:
+                schedule.regroup(scheduler, optimizers[index], self.splits[index])
         self.layer_names = _unique_names(self.splits)
         self.own_values = np.concatenate(
             [split.base_lr for split in self.splits.values()]
@@ -144,11 +149,11 @@ class LayerControl:
 
     def to_user_layout(self, checkpoint: dict[str, Any]) -> None:
         """Rewrites a checkpoint in place, so that a Trainer without this package loads it."""
-        checkpoint_to_user_layout(checkpoint, self.splits, self._owners)
+        checkpoint_to_user_layout(checkpoint, self.splits, self._schedules)
 
     def to_split_layout(self, checkpoint: dict[str, Any]) -> None:
         """Rewrites a checkpoint in place, so that the split optimizers load it."""
-        checkpoint_to_split_layout(checkpoint, self.splits, self._owners, self._optimizers)
+        checkpoint_to_split_layout(checkpoint, self.splits, self._schedules, self._optimizers)
 
     def close(self) -> None:
         """Removes the hooks from the optimizers."""

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import nn
 from torch.optim import lr_scheduler as schedule
 
@@ -97,3 +98,127 @@ def test_closing_ends_the_effect() -> None:
     net.bias.grad = torch.ones(1)
     optimizer.step()
     assert before - net.bias.item() == pytest.approx(0.1)
+
+
+class Linear(schedule.LRScheduler):
+    """A user's own, as torch has them: from the first lrs to others."""
+
+    def __init__(self, optimizer: Any, **lists: Any) -> None:
+        vars(self).update(lists)
+        self.ends = next(iter(lists))
+        super().__init__(optimizer)
+
+    def get_lr(self) -> list[float]:
+        share = self.last_epoch / 8
+        ends = getattr(self, self.ends)
+        return [a + (b - a) * share for a, b in zip(self.base_lrs, ends, strict=False)]
+
+
+class Plain:
+    """A user's own, as timm has them: no class of torch's, and it writes the groups itself."""
+
+    def __init__(self, optimizer: Any, values: str = "base_values") -> None:
+        self.optimizer, self.epoch, self.values = optimizer, 0, values
+        setattr(self, values, [group["lr"] for group in optimizer.param_groups])
+
+    def step(self) -> None:
+        self.epoch += 1
+        for group, value in zip(
+            self.optimizer.param_groups, getattr(self, self.values), strict=False
+        ):
+            group["lr"] = value * 0.5**self.epoch
+
+
+class Delayed(schedule.LRScheduler):
+    """A user's own around another one."""
+
+    def __init__(self, optimizer: Any, after: Any) -> None:
+        self.after = after
+        super().__init__(optimizer)
+
+    def get_lr(self) -> list[float]:
+        if self.last_epoch < 2:
+            return self.base_lrs
+        self.after.step()
+        return self.after.get_last_lr()
+
+
+USERS_OWN: dict[str, Any] = {
+    "a float for the only group": lambda o: Linear(o, goals=[0.01]),
+    "a tuple": lambda o: Linear(o, goals=(0.01,)),
+    "named lrs": lambda o: Linear(o, end_lrs=[0]),
+    "timm": lambda o: Plain(o),
+    "the groups' lrs": lambda o: Plain(o, "whatever"),
+    "around another": lambda o: Delayed(o, schedule.LambdaLR(o, lambda e: 0.5**e)),
+    "inside torch's": lambda o: schedule.SequentialLR(
+        o, [Linear(o, goals=[0.01]), schedule.ExponentialLR(o, 0.5)], [3]
+    ),
+}
+
+
+@pytest.mark.parametrize("name", USERS_OWN)
+def test_learned_lr_multiplies_a_schedule_of_the_users_own(name: str) -> None:
+    plain = lr_series(USERS_OWN[name], None)
+    learned = lr_series(USERS_OWN[name], [2.0, 0.25])
+    assert len(set(plain[:, 0])) > 2
+    np.testing.assert_allclose(learned, plain * [2.0, 0.25], rtol=1e-12)
+
+
+def split_with(count: int, make: Any) -> Any:
+    """A scheduler whose optimizer's groups have been split into two parts each."""
+    nets = nn.ModuleList(nn.ModuleList([nn.Linear(1, 1), nn.Linear(1, 1)]) for _ in range(count))
+    groups = [
+        {"params": list(net.parameters()), "lr": lr}
+        for net, lr in zip(nets, (0.1, 0.2), strict=False)
+    ]
+    optimizer = torch.optim.SGD(groups)
+    scheduler = make(optimizer)
+    LayerControl([optimizer], nets, None, [scheduler])
+    return scheduler
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ([0.3], [0.3, 0.3]),
+        ([30], [30]),  # a milestone
+        ([True], [True]),
+        (["cos"], ["cos"]),
+        ([0.1, 0.2], [0.1, 0.1, 0.2, 0.2]),  # the lrs
+        ([0.0, 0.0], [0.0, 0.0, 0.0, 0.0]),
+    ],
+)
+def test_lists_of_a_users_scheduler_follow_the_groups_where_that_is_likely(
+    before: list[Any], after: list[Any], recwarn: pytest.WarningsRecorder
+) -> None:
+    scheduler = split_with(len(before), lambda o: Linear(o, end_lrs=[1.0, 1.0], more=before))
+    assert scheduler.more == after
+    assert not [warning for warning in recwarn if "DEOptCallback" in str(warning.message)]
+
+
+@pytest.mark.parametrize("values", [[0.9, 0.999], [30, 60], [abs]])
+def test_a_list_that_may_or_may_not_follow_the_groups_stays_with_a_warning(
+    values: list[Any],
+) -> None:
+    with pytest.warns(UserWarning, match=r"whether 'more' of Linear has one entry"):
+        scheduler = split_with(len(values), lambda o: Linear(o, end_lrs=[1.0, 1.0], more=values))
+    assert scheduler.more == values
+
+
+def test_lists_of_torchs_schedulers_are_not_guessed() -> None:
+    sequence = split_with(
+        1, lambda o: schedule.SequentialLR(o, [schedule.ConstantLR(o) for _ in range(2)], [0.5])
+    )
+    assert sequence._milestones == [0.5]
+
+
+def test_a_schedule_that_comes_to_a_part_of_a_group_only_is_refused() -> None:
+    net = nn.ModuleList([nn.Linear(1, 1), nn.Linear(1, 1)])
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    scheduler = Plain(optimizer)
+    LayerControl([optimizer], net, None, [scheduler])
+    scheduler.base_values.pop()
+    optimizer.step()
+    scheduler.step()
+    with pytest.raises(MisconfigurationException, match=r"Plain has given parts .* 0.05 and 0.1"):
+        optimizer.step()
