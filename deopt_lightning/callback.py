@@ -167,8 +167,6 @@ class DEOptCallback(Callback):
         """Size of the members' states in this process, with ``carry="population"``; else 0."""
         return self._search.nbytes if isinstance(self._search, MemberSearch) else 0
 
-    # --- hooks, in the order in which the Trainer calls them ------------------------------------
-
     @property
     def state_key(self) -> str:
         """Key of this callback's state in a checkpoint."""
@@ -226,6 +224,7 @@ class DEOptCallback(Callback):
         # The first epoch's order is drawn before this hook, from the state that the fit began with.
         rng, self._begin_rng = self._begin_rng or rng_state(), None
         if epoch + 1 >= self.warmup_epochs and not self._is_over():
+            self._control.check()
             self._search.epoch_starts(trainer, rng)
 
     def on_train_batch_start(
@@ -309,9 +308,9 @@ class DEOptCallback(Callback):
         ends = trainer_seam.ends_now(trainer) or averaging.training_is_over(trainer)
         if ends or self._is_over():
             return None
+        self._control.check()
         # Not what the Trainer has by now, among which are metrics of training by the same names.
-        step, metrics = self._validated
-        logged = metrics if step == trainer.global_step else None
+        logged = self._validated[1] if self._validated[0] == trainer.global_step else None
         outcome = self._search.epoch_ends(trainer, self._is_due(trainer), logged)
         if outcome is None:
             return None

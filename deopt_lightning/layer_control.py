@@ -15,7 +15,12 @@ from torch.utils.hooks import RemovableHandle
 from deopt_lightning.checkpoint_layout import checkpoint_to_split_layout, checkpoint_to_user_layout
 from deopt_lightning.layers import LayerPatterns, group_layers
 from deopt_lightning.lr_schedule import Schedule, apply_multipliers
-from deopt_lightning.param_groups import GroupSplit, split_param_groups, write_hyperparameters
+from deopt_lightning.param_groups import (
+    GroupSplit,
+    check_groups,
+    split_param_groups,
+    write_hyperparameters,
+)
 from deopt_lightning.search_space import Bounds, SearchSpace
 
 FloatArray = NDArray[np.float64]
@@ -130,6 +135,11 @@ class LayerControl:
         scale = np.where(were, earlier.scale, space.scale)
         return SearchSpace(space.names, low, high, tuple(scale.tolist()))
 
+    def check(self) -> None:
+        """Refuses optimizers to which groups have been added since they were split."""
+        for index, split in self.splits.items():
+            check_groups(self._optimizers[index], split)
+
     def write(self, values: FloatArray) -> None:
         """Eq. (1): puts (2N,) values into effect, first N learning rates, then N weight decays."""
         lr, weight_decay = np.split(values, 2)
@@ -149,6 +159,7 @@ class LayerControl:
 
     def to_user_layout(self, checkpoint: dict[str, Any]) -> None:
         """Rewrites a checkpoint in place, so that a Trainer without this package loads it."""
+        self.check()
         checkpoint_to_user_layout(checkpoint, self.splits, self._schedules)
 
     def to_split_layout(self, checkpoint: dict[str, Any]) -> None:

@@ -13,7 +13,7 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
-from deopt_lightning.param_groups import GroupSplit, base_lr, set_option
+from deopt_lightning.param_groups import GroupSplit, base_lr, check_groups, set_option
 
 # Lists that torch's schedulers, and timm's, keep with one entry per parameter group.
 PER_GROUP = (
@@ -92,6 +92,7 @@ def apply_multipliers(
     def scale(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         scheduled[:] = [float(group["lr"]) for group in optimizer.param_groups]
         if schedulers is not None:
+            check_groups(optimizer, split)
             _check_parts_agree(scheduled, split, schedulers)
         for group in optimizer.param_groups:
             set_option(group, "lr", effective_lr(group))

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from numpy.typing import NDArray
 from torch import nn
 from torch.optim import Optimizer
@@ -31,6 +32,7 @@ class GroupSplit:
         user_order: For each parameter, in split order, its position in the user's order.
         base_lr: (N,) the user's lr per layer, before any schedule; of the first group in it.
         base_weight_decay: (N,) the user's weight decay per layer; the largest of its groups'.
+        sparse: (N,) which layers have an embedding with sparse gradients, which torch cannot decay.
         scheduled: Whether an LR scheduler owns ``lr``; the learned lr is then a multiplier on it.
     """
 
@@ -42,6 +44,7 @@ class GroupSplit:
     user_order: tuple[int, ...]
     base_lr: FloatArray
     base_weight_decay: FloatArray
+    sparse: NDArray[np.bool_]
     scheduled: bool
 
     @property
@@ -57,9 +60,9 @@ class GroupSplit:
 
     @property
     def undecayed_layers(self) -> NDArray[np.bool_]:
-        """(N,) which layers lie in such groups alone, so that no weight decay acts on them."""
+        """(N,) which layers no weight decay acts on: in such groups alone, or sparse."""
         without: NDArray[np.bool_] = self.base_weight_decay == 0
-        return without & self.keeps_some_undecayed
+        return without & self.keeps_some_undecayed | self.sparse
 
 
 def split_param_groups(
@@ -126,6 +129,7 @@ def split_param_groups(
         user_order=tuple(position[id(p)] for g in optimizer.param_groups for p in g["params"]),
         base_lr=rates,
         base_weight_decay=np.array(decays),
+        sparse=np.array([_has_sparse(module, layers[layer]) for layer in used]),
         scheduled=scheduled,
     )
 
@@ -146,6 +150,7 @@ def write_hyperparameters(
         lr: (N,) learning rates.
         weight_decay: (N,) weight decay coefficients.
     """
+    check_groups(optimizer, split)
     rows = zip(optimizer.param_groups, split.layer_index, split.user_index, strict=True)
     for group, layer, user in rows:
         if layer < 0:
@@ -157,7 +162,32 @@ def write_hyperparameters(
             ratio = base_lr(options) / own
             set_option(group, "lr", float(lr[layer]) * ratio)
         exempt = split.keeps_some_undecayed and float(options["weight_decay"]) == 0
+        exempt |= bool(split.sparse[layer])
         set_option(group, "weight_decay", 0.0 if exempt else float(weight_decay[layer]))
+
+
+def check_groups(optimizer: Optimizer, split: GroupSplit) -> None:
+    """Refuses an optimizer whose groups have changed since they were split.
+
+    Raises:
+        MisconfigurationException: With both sizes, and how to unfreeze parameters instead.
+    """
+    sizes = [len(group["params"]) for group in optimizer.param_groups]
+    if len(sizes) != len(split.layer_index) or sum(sizes) != len(split.user_order):
+        raise MisconfigurationException(
+            f"{type(optimizer).__name__} has {len(sizes)} parameter groups with {sum(sizes)} "
+            f"parameters, but had {len(split.layer_index)} with {len(split.user_order)} when "
+            "DEOptCallback split them by layer. Groups cannot be added or removed during a fit, as "
+            "by add_param_group. Give the optimizer all parameters in configure_optimizers, with "
+            "requires_grad=False for those that are to train later, and set it to True then."
+        )
+
+
+def _has_sparse(module: nn.Module, layer: Layer) -> bool:
+    """Whether a layer has a table whose gradients are sparse."""
+    tables = (m for m in module.modules() if isinstance(m, nn.Embedding | nn.EmbeddingBag))
+    sparse = {id(table.weight) for table in tables if table.sparse}
+    return any(id(p) in sparse for n, p in module.named_parameters() if n in layer.parameter_names)
 
 
 def set_option(group: dict[str, Any], key: str, value: float) -> None:

@@ -15,7 +15,7 @@ from deopt_lightning.checkpoint_layout import optimizer_to_split_layout, optimiz
 from deopt_lightning.layers import group_layers
 from deopt_lightning.lr_schedule import effective_lr
 from deopt_lightning.param_groups import split_param_groups, write_hyperparameters
-from tests.tiny import TinyModel, fit, same_state
+from tests.tiny import SilentDryRun, TinyModel, fit, same_state
 
 
 def make_net() -> nn.Sequential:
@@ -136,6 +136,20 @@ def test_frozen_parameters_keep_the_users_values() -> None:
     write_hyperparameters(optimizer, groups, np.array([0.5]), np.array([0.0]))
     values = {g["name"]: (g["lr"], g["weight_decay"]) for g in optimizer.param_groups}
     assert values == {"2": (0.5, 0.0), "frozen": (0.1, 0.2)}
+
+
+def test_parameters_of_the_optimizer_may_begin_to_train_during_the_fit(tmp_path: Path) -> None:
+    class Unfreezes(TinyModel):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first.requires_grad_(False)
+
+        def on_train_epoch_start(self) -> None:
+            self.first.requires_grad_(self.current_epoch > 0)
+
+    plain, _ = fit(tmp_path / "plain", model=Unfreezes)
+    searched, _ = fit(tmp_path / "searched", [SilentDryRun()], model=Unfreezes)
+    assert same_state(plain.state_dict(), searched.state_dict())
 
 
 def test_step_is_the_papers_update_written_by_hand() -> None:

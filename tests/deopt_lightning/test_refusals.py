@@ -248,6 +248,38 @@ def test_probes_without_an_optimizer_step_are_refused(tmp_path: Path) -> None:
         fit(tmp_path, [callback], model=ManualModel)
 
 
+class Unfreezes(TinyModel):
+    """Adds a group to the optimizer, by hand, as its second epoch starts."""
+
+    def on_train_epoch_start(self) -> None:
+        if self.current_epoch == 1:
+            self.first.requires_grad_(True)
+            self.optimizers().add_param_group({"params": self.first.parameters()})
+
+    def configure_optimizers(self) -> Any:
+        self.first.requires_grad_(False)
+        return torch.optim.Adam([p for p in self.parameters() if p.requires_grad], lr=0.01)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"probe_steps": 2}, {"carry": "hyperparameters"}, {"every_n_epochs": 9}],
+)
+def test_groups_that_are_added_during_the_fit_are_refused(
+    options: dict[str, Any], tmp_path: Path
+) -> None:
+    message = "has 3 parameter groups with 6 parameters, but had 2 with 4 .* requires_grad=False"
+    with pytest.raises(MisconfigurationException, match=message):
+        fit(tmp_path, [DEOptCallback("val_loss", **options)], model=Unfreezes)
+
+
+def test_no_checkpoint_is_written_of_groups_that_it_could_not_hold(tmp_path: Path) -> None:
+    callback = DEOptCallback("val_loss", max_generations=1)
+    _, trainer = fit(tmp_path, [callback], model=Unfreezes)  # nothing is searched by then
+    with pytest.raises(MisconfigurationException, match="has 3 parameter groups"):
+        trainer.save_checkpoint(tmp_path / "grown.ckpt")
+
+
 def test_the_documented_messages_are_those_of_the_code() -> None:
     root = Path(__file__).parents[2]
     table = (root / "docs" / "compatibility.md").read_text().partition("## Refused")[2]
