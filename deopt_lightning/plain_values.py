@@ -49,7 +49,7 @@ def is_plain(value: object) -> bool:
     """
     if isinstance(value, nn.Parameter):
         return False
-    if isinstance(value, (*_IMMUTABLE, torch.Tensor)) or is_generator(value):
+    if isinstance(value, (*_IMMUTABLE, torch.Tensor)):
         return True
     if isinstance(value, np.ndarray):
         return type(value) is np.ndarray and not value.dtype.hasobject
@@ -57,7 +57,7 @@ def is_plain(value: object) -> bool:
         return _are_plain(value, (nn.Module, nn.Parameter)) and _are_plain(value.values())
     if isinstance(value, list | tuple | set | frozenset | deque):
         return _are_plain(value)
-    return False
+    return is_generator(value)
 
 
 def keep_attributes(owner: object, internals: frozenset[str]) -> dict[str, Kept]:

@@ -276,3 +276,26 @@ def test_optimizers_that_cannot_be_controlled_are_refused(make: Any, message: st
     net = make_net()
     with pytest.raises(ValueError, match=message):
         split(net, make(net))
+
+
+class SparseTable(TinyModel):
+    """Looks a row up in a table whose gradients are sparse, which torch cannot decay."""
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self.table = nn.Embedding(5, 6, sparse=True)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(x + self.table((x[:, 0] > 0).long()))
+
+
+@pytest.mark.parametrize("carry", ["population", "weights"])
+def test_no_weight_decay_is_searched_for_a_table_with_sparse_gradients(
+    carry: Any, tmp_path: Path
+) -> None:
+    callback = DEOptCallback("val_loss", population_size=4, carry=carry)
+    build = partial(SparseTable, partial(torch.optim.SGD, lr=0.01))
+    fit(tmp_path, [callback], model=build)
+    assert [row["weight_decay"]["table"] for row in callback.schedule] == [0, 0, 0]
+    decays = np.array(callback.history[0].get("members") or callback.history[0]["targets"])[:, 4:]
+    assert (decays > 0).any(axis=0).tolist() == [True, True, True, False]
