@@ -30,7 +30,8 @@ class GroupSplit:
         user_options: Per user group: its options (lr, weight_decay, betas, ...) before the split.
         user_sizes: Per user group: its number of parameters.
         user_order: For each parameter, in split order, its position in the user's order.
-        base_lr: (N,) the user's lr per layer, before any schedule; of the first group in it.
+        base_lr: (N,) the user's lr per layer, before any schedule; of the first group in it
+            whose lr is not 0.
         base_weight_decay: (N,) the user's weight decay per layer; the largest of its groups'.
         sparse: (N,) which layers have an embedding with sparse gradients, which torch cannot decay.
         scheduled: Whether an LR scheduler owns ``lr``; the learned lr is then a multiplier on it.
@@ -101,12 +102,12 @@ def split_param_groups(
             f"{type(optimizer).__name__} holds none of the layers' parameters "
             f"({', '.join(layer.name for layer in layers)}). Pass it the module's own parameters."
         )
-    first_group = {part.layer: user_groups[part.user_index] for part in reversed(parts)}
-    rates = np.array([base_lr(first_group[layer]) for layer in used])
-    decays = [  # of all parts, since biases without decay may come first
-        max(float(user_groups[p.user_index]["weight_decay"]) for p in parts if p.layer == layer)
-        for layer in used
+    groups_of = [
+        [user_groups[part.user_index] for part in parts if part.layer == layer] for layer in used
     ]
+    # Biases without decay, or without an lr, may come first.
+    rates = np.array([next(filter(None, map(base_lr, groups)), 0.0) for groups in groups_of])
+    decays = [max(float(group["weight_decay"]) for group in groups) for groups in groups_of]
     if not (rates > 0).all():
         name = layers[used[int(np.argmin(rates))]].name
         raise ValueError(

@@ -127,6 +127,16 @@ def test_groups_of_one_layer_keep_the_ratio_of_their_lrs(
     assert rates == pytest.approx(expected)
 
 
+def test_a_group_with_an_lr_of_zero_may_come_first() -> None:
+    net = make_net()
+    user_groups = [{"params": by_name(net, "bias"), "lr": 0.0}, {"params": by_name(net, "weight")}]
+    optimizer = torch.optim.SGD(user_groups, lr=0.1)
+    groups = split(net, optimizer)
+    assert groups.base_lr.tolist() == [0.1, 0.1]
+    write_hyperparameters(optimizer, groups, np.array([0.2, 0.3]), np.zeros(2))
+    assert [g["lr"] for g in optimizer.param_groups] == pytest.approx([0, 0, 0.2, 0.3])
+
+
 def test_frozen_parameters_keep_the_users_values() -> None:
     net = make_net()
     net[0].requires_grad_(False)
