@@ -13,7 +13,7 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
-from deopt_lightning.param_groups import GroupSplit, base_lr, check_groups, set_option
+from deopt_lightning.param_groups import GroupSplit, base_lr, set_option
 
 # Lists that torch's schedulers, and timm's, keep with one entry per parameter group.
 PER_GROUP = (
@@ -92,7 +92,6 @@ def apply_multipliers(
     def scale(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         scheduled[:] = [float(group["lr"]) for group in optimizer.param_groups]
         if schedulers is not None:
-            check_groups(optimizer, split)
             _check_parts_agree(scheduled, split, schedulers)
         for group in optimizer.param_groups:
             set_option(group, "lr", effective_lr(group))
@@ -199,7 +198,7 @@ def _warn_of_list(scheduler: str, name: str, count: int) -> None:
 def _check_parts_agree(lrs: Sequence[float], split: GroupSplit, schedulers: str) -> None:
     """Refuses a schedule that has come to some parts of a user's group only."""
     first: dict[int, float] = {}
-    for lr, user in zip(lrs, split.user_index, strict=True):
+    for lr, user in zip(lrs, split.user_index, strict=False):  # groups added by hand come last
         if first.setdefault(user, lr) != lr:
             raise MisconfigurationException(
                 f"{schedulers} has given parts of parameter group {user} the lrs {first[user]:g} "
