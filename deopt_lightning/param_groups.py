@@ -121,6 +121,7 @@ def split_param_groups(
         for part, name in zip(parts, names, strict=True)
     ]
     position = {key: index for index, key in enumerate(order)}
+    sparse = _names_of_sparse(module)
     return GroupSplit(
         layers=tuple(layers[layer] for layer in used),
         layer_index=tuple(used.index(p.layer) if p.layer >= 0 else -1 for p in parts),
@@ -130,7 +131,7 @@ def split_param_groups(
         user_order=tuple(position[id(p)] for g in optimizer.param_groups for p in g["params"]),
         base_lr=rates,
         base_weight_decay=np.array(decays),
-        sparse=np.array([_has_sparse(module, layers[layer]) for layer in used]),
+        sparse=np.array([not sparse.isdisjoint(layers[n].parameter_names) for n in used]),
         scheduled=scheduled,
     )
 
@@ -184,11 +185,11 @@ def check_groups(optimizer: Optimizer, split: GroupSplit) -> None:
         )
 
 
-def _has_sparse(module: nn.Module, layer: Layer) -> bool:
-    """Whether a layer has a table whose gradients are sparse."""
+def _names_of_sparse(module: nn.Module) -> set[str]:
+    """Names of the tables whose gradients are sparse."""
     tables = (m for m in module.modules() if isinstance(m, nn.Embedding | nn.EmbeddingBag))
     sparse = {id(table.weight) for table in tables if table.sparse}
-    return any(id(p) in sparse for n, p in module.named_parameters() if n in layer.parameter_names)
+    return {name for name, parameter in module.named_parameters() if id(parameter) in sparse}
 
 
 def set_option(group: dict[str, Any], key: str, value: float) -> None:

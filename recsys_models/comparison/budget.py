@@ -18,8 +18,7 @@ def equal_cost(results: Results) -> Table:
     Costs are CPU seconds of training. A run that was over before keeps its last value; one that had
     no value yet, or whose costs are not known, is left out.
     """
-    columns = [(data, model) for data in results.datasets for model in results.models]
-    tuners = [t for t in results.tuners if not t.startswith(LEARN_FROM_VALIDATION)]
+    columns, tuners = _columns(results), _comparable(results)
     reached = {tuner: [_reached(results, *column, tuner) for column in columns] for tuner in tuners}
     ranks = _ranks(reached, falls=_falls(results))
     rows = [
@@ -51,9 +50,8 @@ def time_to_match(results: Results) -> Table:
 
     A mean over the seeds that came to be as good, with their number and that of all.
     """
-    columns = [(data, model) for data in results.datasets for model in results.models]
-    others = [t for t in results.tuners if not t.startswith(LEARN_FROM_VALIDATION)]
-    others = [tuner for tuner in others if tuner != results.baseline]
+    columns = _columns(results)
+    others = [tuner for tuner in _comparable(results) if tuner != results.baseline]
     rows = [[t, *(_shares_of_steps(results, *column, t) for column in columns)] for t in others]
     return Table(
         f"As good as {results.baseline} on validation",
@@ -65,6 +63,16 @@ def time_to_match(results: Results) -> Table:
         [row for row in rows if set(row[1:]) != {NOTHING}],
         1,
     )
+
+
+def _columns(results: Results) -> list[tuple[str, str]]:
+    """Data sets and models."""
+    return [(data, model) for data in results.datasets for model in results.models]
+
+
+def _comparable(results: Results) -> list[str]:
+    """Tuners whose validation values say something."""
+    return [t for t in results.tuners if not t.startswith(LEARN_FROM_VALIDATION)]
 
 
 def _shares_of_steps(results: Results, data: str, model: str, tuner: str) -> str:
