@@ -35,7 +35,7 @@ class FirstBatch:
         """Notes how the epoch's first batch finds the module.
 
         Args:
-            present: The state now.
+            present: The state now, of whose tensors no copies are needed.
             before: What the last epoch had left; None where that is not known here.
         """
         trained = {
@@ -43,11 +43,11 @@ class FirstBatch:
         }
         left = {id(tensor): copy for tensor, copy in before.tensors} if before else {}
         written = {
-            id(tensor): copy
-            for tensor, copy in present.tensors
+            id(tensor): tensor.detach().clone()
+            for tensor, _ in present.tensors
             if id(tensor) not in trained
             and id(tensor) in left
-            and not torch.equal(copy, left[id(tensor)].to(copy.device))
+            and not torch.equal(tensor, left[id(tensor)].to(tensor.device))
         }
         bare: Any = [(optimizer, {}, groups) for optimizer, _, groups in present.optimizers]
         return cls(

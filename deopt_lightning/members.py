@@ -96,7 +96,8 @@ class MemberSearch:
         """Notes what hooks have made of the module; after they have run, before the first step."""
         if self._epoch_start is not None:
             before = self._members[self._leader].snapshot
-            self._first_batch = FirstBatch.take(self._take(trainer), before)
+            # On the meta device a copy of a weight takes neither time nor memory.
+            self._first_batch = FirstBatch.take(take_snapshot(trainer, "meta"), before)
 
     def epoch_ends(self, trainer: pl.Trainer, due: bool, logged: Metrics | None) -> Outcome | None:
         """Lets the other members train the epoch; if a generation is due, compares them all.

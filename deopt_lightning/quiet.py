@@ -27,19 +27,24 @@ def deaf(callbacks: list[Any]) -> Iterator[None]:
             vars(callback).update(attributes)
 
 
+def _of_logger(name: str) -> Any:
+    return property(lambda quiet: getattr(quiet.logger, name, None))
+
+
 class QuietLogger(DummyLogger):
     """Takes the place of a logger and writes nothing; its folders have the same names.
 
     Args:
-        logger: The logger.
+        logger: The logger, which is asked when somebody wants to know.
     """
 
-    name = version = save_dir = log_dir = root_dir = None  # type: ignore[assignment]
+    name, version, save_dir, log_dir, root_dir = map(
+        _of_logger, ("name", "version", "save_dir", "log_dir", "root_dir")
+    )
 
     def __init__(self, logger: Any) -> None:
         super().__init__()
-        names = ("name", "version", "save_dir", "log_dir", "root_dir")
-        vars(self).update({name: getattr(logger, name, None) for name in names})
+        self.logger = logger
 
 
 @contextmanager
