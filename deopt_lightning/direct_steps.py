@@ -8,7 +8,8 @@ has a method ::
 promises that this is the loss that ``training_step`` returns, and that working it out changes
 nothing but gradients and torch's random generators. Then a step is that loss, its gradient and the
 optimizer; of the module's hooks, ``on_train_batch_start``, ``on_train_batch_end`` and
-``configure_gradient_clipping`` are called. The promise is tested once, see `equals_loops`.
+``configure_gradient_clipping`` are called. LR schedules that go on at each step do so, where that
+is asked for. The promise is tested once, see `equals_loops`.
 """
 
 from __future__ import annotations
@@ -52,14 +53,26 @@ class DirectSteps:
         trainer: A Trainer that `why_not` has nothing against.
         batches: What to train on. They are not copied: a pure function leaves them as they are.
         compiled: Takes the steps that it can; their results are equal but for rounding.
+        schedules: Whether LR schedules go on at each step; those by epoch never do.
     """
 
     def __init__(
-        self, trainer: pl.Trainer, batches: Sequence[Any], compiled: CompiledStep | None = None
+        self,
+        trainer: pl.Trainer,
+        batches: Sequence[Any],
+        compiled: CompiledStep | None = None,
+        *,
+        schedules: bool = False,
     ) -> None:
         self.trainer = trainer
         self.batches = batches
         self.compiled = compiled
+        self.schedules = schedules
+        self._stepwise = [
+            config
+            for config in trainer.lr_scheduler_configs
+            if schedules and config.interval == "step" and not config.reduce_on_plateau
+        ]
 
     def __call__(self) -> None:
         """Trains on all batches from the present state."""
@@ -75,12 +88,15 @@ class DirectSteps:
                 batch = kept if on_cpu else trainer.strategy.batch_to_device(kept)
                 if module.on_train_batch_start(batch, index) == -1:
                     break  # the epoch's end, as in Lightning's loops
+                steps = (index + 1) % window == 0 or index == last
                 loss: Any = self.compiled(batch) if self.compiled is not None else None
                 if loss is None:
-                    steps = (index + 1) % window == 0 or index == last
                     clear = index % window == 0
                     backward = self._backward(batch, index, window, clear=clear, clip=steps)
                     loss = optimizer.step(backward) if steps else backward()
+                for config in self._stepwise if steps else ():
+                    if (index + 1) % config.frequency == 0:
+                        module.lr_scheduler_step(config.scheduler, None)
                 module.on_train_batch_end({"loss": loss}, batch, index)
 
     def _backward(
@@ -168,7 +184,7 @@ def equals_loops(loops: ProbeLoops, direct: DirectSteps, start: Snapshot) -> boo
         start: The state to start from, which is restored.
     """
     count = _CHECKED_STEPS * direct.trainer.accumulate_grad_batches
-    few = DirectSteps(direct.trainer, direct.batches[:count])
+    few = DirectSteps(direct.trainer, direct.batches[:count], schedules=direct.schedules)
     batches, loops.batches = loops.batches, loops.batches[:count]
     try:
         ends = []

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Literal
 
-import lightning.pytorch as pl
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 
 from deopt_lightning.direct_steps import DirectSteps, why_not
@@ -19,13 +17,12 @@ _TIMED_STEPS = 10
 
 
 def choose_vectorised(
-    trainer: pl.Trainer,
-    batches: Sequence[Any],
+    direct: DirectSteps,
     start: Snapshot,
     candidates: int,
     *,
     asked: EvaluatorName,
-    direct: bool,
+    possible: bool,
     decided: bool | None = None,
 ) -> bool:
     """Whether to train candidates stacked, tested against direct steps from the same state.
@@ -33,19 +30,18 @@ def choose_vectorised(
     Costs nothing on a CPU, unless it is asked for, and else some tens of steps.
 
     Args:
-        trainer: A Trainer in `on_train_epoch_end`.
-        batches: A generation's batches.
+        direct: Direct steps on a generation's batches, in `on_train_epoch_end`.
         start: The state to start from, which is restored.
         candidates: How many candidates are trained at a time.
         asked: What the user asked for; "auto" takes stacks on an accelerator if they are faster.
-        direct: Whether direct steps are possible.
+        possible: Whether direct steps are possible.
         decided: What the run that is resumed had decided, which then holds; None decides now.
     """
-    on_cpu = trainer.strategy.root_device.type == "cpu"
+    on_cpu = direct.trainer.strategy.root_device.type == "cpu"
     if asked == "sequential" or decided is False or (asked == "auto" and on_cpu):
         return False
     try:
-        reason = _why_not(trainer, batches[:_CHECKED_STEPS], start, direct)
+        reason = _why_not(direct, start, possible)
     except Exception as error:  # vmap refuses, or memory is too small
         reason = f"vmap refuses training_loss ({first_line(error)})"
     finally:
@@ -54,15 +50,16 @@ def choose_vectorised(
         say = rank_zero_warn if asked == "vectorised" else rank_zero_info
         say(f"DEOptCallback trains candidates one after the other, not stacked: {reason}.")
         return False
-    return asked == "vectorised" or decided or _is_faster(trainer, batches, start, candidates)
+    return asked == "vectorised" or decided or _is_faster(direct, start, candidates)
 
 
-def _why_not(
-    trainer: pl.Trainer, batches: Sequence[Any], start: Snapshot, direct: bool
-) -> str | None:
+def _why_not(direct: DirectSteps, start: Snapshot, possible: bool) -> str | None:
     """Why candidates cannot be stacked; None if they can, and come to the same."""
-    if not direct:
+    trainer, batches = direct.trainer, direct.batches[:_CHECKED_STEPS]
+    if not possible:
         return why_not(trainer) or "direct steps are off or differ from training_step"
+    if direct.schedules:
+        return "an LR schedule goes on at each step"
     if (reason := why_not_stacked(trainer)) is not None:
         return reason
     before = state_of(trainer)
@@ -77,10 +74,8 @@ def _why_not(
     return None if alike else "the results differ from those of one after the other"
 
 
-def _is_faster(
-    trainer: pl.Trainer, batches: Sequence[Any], start: Snapshot, candidates: int
-) -> bool:
-    few = batches[:_TIMED_STEPS]
+def _is_faster(direct: DirectSteps, start: Snapshot, candidates: int) -> bool:
+    trainer, few = direct.trainer, direct.batches[:_TIMED_STEPS]
     steps, stack = DirectSteps(trainer, few), StackedSteps(trainer, few)
     one = seconds_of(steps, trainer, start)
     try:

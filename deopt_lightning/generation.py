@@ -16,7 +16,7 @@ from deopt_lightning import trainer_seam
 from deopt_lightning.averaging import averages_of
 from deopt_lightning.compile_choice import choose_steps
 from deopt_lightning.compiled_steps import CompiledStep
-from deopt_lightning.direct_steps import DirectSteps, equals_loops, why_not
+from deopt_lightning.direct_steps import DirectSteps, equals_loops, why_not, why_overridden
 from deopt_lightning.direct_validation import DirectValidation, can_validate, equals_loop
 from deopt_lightning.evaluator_choice import EvaluatorName, choose_vectorised
 from deopt_lightning.evaluators.probe import Metrics, Monitor, Probe
@@ -118,7 +118,7 @@ class ProbeMaker:
                 trainer, batches, self.limit_val_batches, self._schedules
             ) as loops,
         ):
-            direct = DirectSteps(trainer, batches)
+            direct = DirectSteps(trainer, batches, schedules=loops.schedules)
             if not self._generations:
                 self._check(trainer, loops, direct, start, expected)
             self._generations += 1
@@ -149,7 +149,9 @@ class ProbeMaker:
     ) -> None:
         """Decides once in a run what is possible in it."""
         self.workers = worker_count(trainer, self._asked_workers)
-        self._direct = self._direct and why_not(trainer) is None and not loops.schedules
+        hooks = ("lr_scheduler_step",) if loops.schedules else ()  # it may ask for global_step
+        reason = why_not(trainer) or why_overridden(trainer, hooks)
+        self._direct = self._direct and reason is None
         if self._direct and not equals_loops(loops, direct, start):
             self._direct = False
             rank_zero_warn(
@@ -184,12 +186,11 @@ class ProbeMaker:
         """Takes the ways to train that differ by rounding, where they are wanted and faster."""
         decisions = self.decisions
         decisions["vectorised"] = choose_vectorised(
-            trainer,
-            direct.batches,
+            direct,
             start,
             candidates,
             asked=self._evaluator,
-            direct=self._direct,
+            possible=self._direct,
             decided=decisions["vectorised"],
         )
         if self.vectorised:

@@ -21,7 +21,14 @@ from torch.utils.data import DataLoader
 
 from deopt_lightning import DEOptCallback, compile_choice
 from deopt_lightning.compiled_steps import CompiledStep
-from tests.deopt_lightning.test_direct_steps import Clamps, ClipsItself, EndsEarly, Pure, scheduled
+from tests.deopt_lightning.test_direct_steps import (
+    Clamps,
+    ClipsItself,
+    EndsEarly,
+    Pure,
+    scheduled,
+    warmed_up,
+)
 from tests.tiny import fit, same_state, tiny_data
 
 needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="needs a C++ compiler")
@@ -72,6 +79,7 @@ def assert_equal_but_for_rounding(one: Any, other: Any) -> None:
         (Pure, {"probe_steps": 1.0}),
         (partial(Pure, nesterov), {"carry": "population", "lr_bounds": (0.001, 0.05)}),
         (partial(Pure, scheduled), {"carry": "population", "lr_bounds": (0.001, 0.05)}),
+        (partial(Pure, warmed_up), {"carry": "population", "lr_bounds": (0.001, 0.05)}),
         (Clamps, {"probe_steps": 1.0}),
         (EndsEarly, {"probe_steps": 1.0}),
     ],

@@ -64,6 +64,12 @@ def scheduled(parameters: Any) -> Any:
     return [optimizer], [torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.9)]
 
 
+def warmed_up(parameters: Any) -> Any:
+    optimizer = torch.optim.Adam(parameters, lr=0.05)
+    rising = torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.05, total_steps=12)
+    return [optimizer], [{"scheduler": rising, "interval": "step", "frequency": 2}]
+
+
 def was_direct(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
     """Notes for each generation whether it took direct steps."""
     taken: list[bool] = []
@@ -87,6 +93,8 @@ def was_direct(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
         (Pure, {"gradient_clip_val": 0.01, "gradient_clip_algorithm": "value"}),
         (Pure, {"precision": "bf16-mixed"}),
         (partial(Pure, scheduled), {}),
+        (partial(Pure, warmed_up), {}),
+        (partial(Pure, warmed_up), {"accumulate_grad_batches": 2}),
         (partial(Pure, partial(torch.optim.Adam, lr=1e-2, fused=True)), {}),
         (Clamps, {}),
         (EndsEarly, {}),
@@ -130,6 +138,16 @@ class OwnBackward(Pure):
         (3 * loss).backward()
 
 
+class SchedulesItself(Pure):
+    """As schedulers want it that are told how far a run is."""
+
+    def __init__(self) -> None:
+        super().__init__(warmed_up)
+
+    def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:
+        scheduler.step(self.global_step // 2)
+
+
 class NoTrainingLoss(Pure):
     training_loss = None  # type: ignore[assignment]
 
@@ -151,7 +169,8 @@ class MovesBatches(L.LightningDataModule):
         return torch.utils.data.DataLoader(tiny_data(32), batch_size=8)
 
 
-@pytest.mark.parametrize("model", [OwnBackward, NoTrainingLoss])
+@pytest.mark.filterwarnings("ignore:The epoch parameter in `scheduler.step")
+@pytest.mark.parametrize("model", [OwnBackward, NoTrainingLoss, SchedulesItself])
 def test_modules_that_do_more_take_the_loops_without_a_word(
     model: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

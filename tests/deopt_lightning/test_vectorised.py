@@ -24,7 +24,13 @@ from tests.deopt_lightning.test_compiled_steps import (
     perf,
     search,
 )
-from tests.deopt_lightning.test_direct_steps import Clamps, NoTrainingLoss, Pure, scheduled
+from tests.deopt_lightning.test_direct_steps import (
+    Clamps,
+    NoTrainingLoss,
+    Pure,
+    scheduled,
+    warmed_up,
+)
 from tests.tiny import same_state
 
 OPTIMIZERS = {
@@ -119,6 +125,7 @@ class DrawsInEveryMember(Pure):
         (NoTrainingLoss, {}, "NoTrainingLoss has no method training_loss"),
         (Pure, {"direct_steps": False}, "direct steps are off"),
         (Pure, {"gradient_clip_val": 0.1}, "gradients are clipped"),
+        (partial(Pure, warmed_up), {"carry": "population"}, "an LR schedule goes on at each step"),
         (
             partial(Pure, partial(torch.optim.SGD, lr=0.01, momentum=0.9, dampening=0.1)),
             {},
@@ -162,12 +169,13 @@ def test_auto_takes_what_is_faster(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
     class Chooses(L.Callback):
         def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+            from deopt_lightning.direct_steps import DirectSteps
             from deopt_lightning.evaluator_choice import _is_faster
             from deopt_lightning.generation import take_snapshot
 
             start = take_snapshot(trainer)
-            batches = [next(iter(trainer.train_dataloader))]
-            choices.extend(_is_faster(trainer, batches, start, 4) for _ in range(2))
+            steps = DirectSteps(trainer, [next(iter(trainer.train_dataloader))])
+            choices.extend(_is_faster(steps, start, 4) for _ in range(2))
 
     run(tmp_path, Pure, "sequential", Chooses(), max_epochs=1)
     assert choices == [True, False]
