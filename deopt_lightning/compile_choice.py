@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from itertools import islice
 from typing import Any, NamedTuple
 
 import lightning.pytorch as pl
@@ -65,7 +66,7 @@ def choose_steps(
     if (reason := why_no_function(trainer)) is not None:
         return _cannot(reason)
     first = shape_of(batches[0])
-    alike = [batch for batch in batches if shape_of(batch) == first][:_TIMED_STEPS]
+    alike = list(islice((b for b in batches if shape_of(b) == first), _TIMED_STEPS))
     steps = DirectSteps(trainer, alike)
     with threads(1 if processes > 1 else torch.get_num_threads()):
         eager = _seconds_each(steps, start)

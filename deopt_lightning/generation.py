@@ -9,7 +9,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 import numpy as np
-from lightning.pytorch.utilities.rank_zero import rank_zero_warn
+from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 from numpy.typing import NDArray
 
 from deopt_lightning import trainer_seam
@@ -22,6 +22,7 @@ from deopt_lightning.evaluator_choice import EvaluatorName, choose_vectorised
 from deopt_lightning.evaluators.probe import Metrics, Monitor, Probe
 from deopt_lightning.progress import generation_progress
 from deopt_lightning.rank_sharing import RankSharing
+from deopt_lightning.replay import KEPT_BYTES, Batches, Redrawn
 from deopt_lightning.snapshot import Snapshot
 from deopt_lightning.trainer_seam import ProbeLoops
 from deopt_lightning.workers import worker_count
@@ -102,7 +103,7 @@ class ProbeMaker:
 
     @contextmanager
     def probing(
-        self, trainer: pl.Trainer, batches: list[object], start: Snapshot, expected: int
+        self, trainer: pl.Trainer, batches: Batches, start: Snapshot, expected: int
     ) -> Iterator[tuple[Probe, Callable[[], None]]]:
         """A probe on the batches, in quiet loops, and a function that moves the progress bar.
 
@@ -148,7 +149,12 @@ class ProbeMaker:
         candidates: int,
     ) -> None:
         """Decides once in a run what is possible in it."""
-        self.workers = worker_count(trainer, self._asked_workers)
+        if isinstance(direct.batches, Redrawn):
+            rank_zero_info(
+                "DEOptCallback draws a generation's batches anew for each candidate, since they "
+                f"take more than {KEPT_BYTES / 2**30:.0f} GiB."
+            )
+        self.workers = worker_count(trainer, self._asked_workers, direct.batches)
         hooks = ("lr_scheduler_step",) if loops.schedules else ()  # it may ask for global_step
         reason = why_not(trainer) or why_overridden(trainer, hooks)
         self._direct = self._direct and reason is None

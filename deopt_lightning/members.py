@@ -30,6 +30,7 @@ from deopt_lightning.history import finite, spread
 from deopt_lightning.layer_control import LayerControl
 from deopt_lightning.member_state import from_plain, with_learned
 from deopt_lightning.rank_sharing import share_out
+from deopt_lightning.replay import Batches, keep_or_redraw
 from deopt_lightning.snapshot import Snapshot
 from deopt_lightning.stacked_steps import trained_together
 from deopt_lightning.steady_state import SteadyStateDE
@@ -195,12 +196,16 @@ class MemberSearch:
     def _take(self, trainer: pl.Trainer) -> Snapshot:
         return take_snapshot(trainer, self._maker.snapshot_device)
 
-    def _batches(self, trainer: pl.Trainer) -> list[object]:
+    def _batches(self, trainer: pl.Trainer) -> Batches:
         """As many batches as the epoch has had, drawn from the random state it began with."""
         assert self._epoch_start is not None
-        self._epoch_start.random.restore()
-        count = trainer_seam.batches_trained(trainer)
-        return trainer_seam.fetch_batches(trainer, count, trainer.current_epoch)
+        random, count = self._epoch_start.random, trainer_seam.batches_trained(trainer)
+
+        def draw() -> Iterator[Any]:
+            random.restore()
+            yield from trainer_seam.draw_batches(trainer, count, trainer.current_epoch)
+
+        return keep_or_redraw(trainer, draw, count)
 
     def _train(
         self, trainer: pl.Trainer, probe: Probe, members: list[int], end: Snapshot, due: bool

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
@@ -28,6 +29,7 @@ from deopt_lightning.generation import (
 from deopt_lightning.history import generation_record, spread
 from deopt_lightning.layer_control import LayerControl
 from deopt_lightning.population import Generation
+from deopt_lightning.replay import Batches, keep_or_redraw
 
 
 class ProbeSearch:
@@ -134,14 +136,18 @@ class ProbeSearch:
     def release(self) -> None:
         """Nothing: no generation leaves anything in memory."""
 
-    def _batches(self, trainer: pl.Trainer) -> list[object]:
+    def _batches(self, trainer: pl.Trainer) -> Batches:
         """Batches that no epoch draws, the same for the same seed and epoch."""
         sequence = np.random.SeedSequence([self._seed, trainer.current_epoch])
         seed = int(sequence.generate_state(1)[0])
-        trainer_seam.seed_random(trainer, seed)
         count = probe_batch_count(trainer, self._probe_steps)
         epoch = trainer_seam.UNUSED_EPOCHS + seed % trainer_seam.UNUSED_EPOCHS
-        return trainer_seam.fetch_batches(trainer, count, epoch)
+
+        def draw() -> Iterator[Any]:
+            trainer_seam.seed_random(trainer, seed)
+            yield from trainer_seam.draw_batches(trainer, count, epoch)
+
+        return keep_or_redraw(trainer, draw, count)
 
     def _adopt(self, trainer: pl.Trainer, winner: Winner | None) -> FloatArray | None:
         """The best vector's values; on request its weights are written, too."""

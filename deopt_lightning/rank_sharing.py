@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any
 
 import torch
 from lightning.fabric.utilities import move_data_to_device
@@ -15,6 +14,7 @@ from deopt_lightning.evaluators.distributed import AloneSteps, RankProbes
 from deopt_lightning.evaluators.probe import Probe
 from deopt_lightning.random_state import torch_rng_state
 from deopt_lightning.rank_exchange import gather_ranks
+from deopt_lightning.replay import Batches, Redrawn
 from deopt_lightning.snapshot import Snapshot
 from deopt_lightning.trainer_seam import has_communication_hook
 
@@ -35,7 +35,7 @@ class RankSharing:
     def begin(
         self,
         probe: Probe,
-        batches: list[Any],
+        batches: Batches,
         start: Snapshot,
         take_snapshot: Callable[[], Snapshot],
     ) -> RankProbes | None:
@@ -59,13 +59,15 @@ class RankSharing:
                     f"{reason}. The results are the same."
                 )
                 return None
+        if isinstance(batches, Redrawn):  # this epoch's alone
+            return None
         start.restore()
         random = gather_ranks(torch_rng_state(trainer.strategy.root_device))
         by_rank = gather_ranks(move_data_to_device(batches, "cpu"))
         steps = AloneSteps(trainer, by_rank, random)
         return RankProbes(replace(probe, train=steps), steps, start, take_snapshot)
 
-    def _why_not(self, probe: Probe, batches: list[Any], start: Snapshot) -> str | None:
+    def _why_not(self, probe: Probe, batches: Batches, start: Snapshot) -> str | None:
         trainer, loops = probe.loops.trainer, probe.loops
         module = trainer.lightning_module
         name = type(module).__name__
@@ -73,6 +75,8 @@ class RankSharing:
             return "direct_steps=False"
         if (reason := why_not(trainer, "DDPStrategy")) is not None:
             return reason
+        if isinstance(batches, Redrawn):
+            return "a generation's batches are too many to be kept"
         if loops.schedules:
             return "an LR schedule goes on at each step"
         if has_communication_hook(trainer):

@@ -1,12 +1,96 @@
-"""Batches that are kept and given out again, as a data loader would."""
+"""A generation's batches, for each candidate to train on: kept, or drawn anew if they are many."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from copy import deepcopy
-from typing import Any
+from itertools import islice
+from typing import Any, overload
 
+import lightning.pytorch as pl
+import numpy as np
 import torch
+
+from deopt_lightning.random_state import RandomState
+
+KEPT_BYTES = 2**31
+"""So much of batches is kept in memory, in each process."""
+
+Batches = Sequence[Any]
+"""What a generation trains on."""
+
+Draw = Callable[[], Iterator[Any]]
+"""Draws a generation's batches, the same each time, from random states that it sets itself."""
+
+
+class Redrawn(Sequence[Any]):
+    """Batches that are drawn from the loaders whenever they are gone through.
+
+    The global random generators are those of drawing only while a batch is drawn, so the batches
+    are the same each time, and so is what training draws in between.
+
+    Args:
+        draw: Draws them.
+        count: How many there are.
+    """
+
+    def __init__(self, draw: Draw, count: int) -> None:
+        self._draw = draw
+        self._count = count
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __iter__(self) -> Iterator[Any]:
+        drawn, of_drawing = self._draw(), RandomState.take()
+        for _ in range(self._count):
+            of_training = RandomState.take()
+            of_drawing.restore()
+            try:
+                batch = next(drawn)
+            finally:
+                of_drawing = RandomState.take()
+                of_training.restore()
+            yield batch
+
+    @overload
+    def __getitem__(self, index: int) -> Any: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Any]: ...
+    def __getitem__(self, index: int | slice) -> Any:
+        if isinstance(index, slice):
+            return list(islice(self, index.start, index.stop, index.step))
+        return next(islice(self, index, None))
+
+
+def keep_or_redraw(trainer: pl.Trainer, draw: Draw, count: int) -> Batches:
+    """A generation's batches; a list of them if all processes can keep theirs.
+
+    Args:
+        trainer: The Trainer.
+        draw: Draws them.
+        count: How many there are.
+    """
+    kept, size = [], 0
+    for batch in draw():
+        kept.append(batch)
+        size += bytes_of(batch)
+        if size > KEPT_BYTES:
+            break
+    if trainer.strategy.reduce_boolean_decision(size <= KEPT_BYTES, all=True):
+        return kept
+    return Redrawn(draw, count)
+
+
+def bytes_of(batch: Any) -> int:
+    """What the tensors and arrays of a batch take, also those among an object's attributes."""
+    if isinstance(batch, torch.Tensor | np.ndarray):
+        return batch.nbytes
+    if isinstance(batch, dict):
+        return sum(map(bytes_of, batch.values()))
+    if isinstance(batch, list | tuple):
+        return sum(map(bytes_of, batch))
+    return sum(map(bytes_of, getattr(batch, "__dict__", {}).values()))
 
 
 class Replay:
@@ -15,14 +99,15 @@ class Replay:
     Not a list on purpose: CombinedLoader takes a list for a collection of loaders.
     """
 
-    def __init__(self, batches: list[Any]) -> None:
+    def __init__(self, batches: Batches) -> None:
         self.batches = batches
 
     def __len__(self) -> int:
         return len(self.batches)
 
     def __iter__(self) -> Iterator[Any]:
-        return (_copy_batch(batch) for batch in self.batches)
+        batches = iter(self.batches)
+        return batches if isinstance(self.batches, Redrawn) else map(_copy_batch, batches)
 
 
 def _copy_batch(batch: Any) -> Any:

@@ -30,7 +30,7 @@ from deopt_lightning.layers import LayerPatterns
 from deopt_lightning.lr_schedule import regroup
 from deopt_lightning.quiet import QuietLogger, deaf, muted
 from deopt_lightning.random_state import Generator, is_generator, seed_generator
-from deopt_lightning.replay import Replay
+from deopt_lightning.replay import Batches, Replay
 
 _METRICS = ("_progress_bar_metrics", "_logged_metrics", "_callback_metrics")
 _CONNECTOR_STATE = (*_METRICS, "_current_fx", "_first_loop_iter")
@@ -55,7 +55,7 @@ class ProbeLoops:
     """
 
     def __init__(
-        self, trainer: pl.Trainer, batches: list[Any], limit: Limit = None, schedules: bool = False
+        self, trainer: pl.Trainer, batches: Batches, limit: Limit = None, schedules: bool = False
     ) -> None:
         self.trainer = trainer
         self.batches = batches
@@ -150,7 +150,7 @@ class ProbeLoops:
 
 @contextmanager
 def quiet_loops(
-    trainer: Any, batches: list[Any], limit: Limit = None, schedules: bool = False
+    trainer: Any, batches: Batches, limit: Limit = None, schedules: bool = False
 ) -> Iterator[ProbeLoops]:
     """Swaps private loops in and hides callbacks, loggers and metrics; puts all back at the end."""
     connector, module = trainer._logger_connector, trainer.lightning_module
@@ -215,7 +215,7 @@ def seed_random(trainer: pl.Trainer, seed: int) -> None:
         seed_generator(generator, seed)
 
 
-def fetch_batches(trainer: pl.Trainer, count: int, epoch: int) -> list[Any]:
+def draw_batches(trainer: Any, count: int, epoch: int) -> Iterator[Any]:
     """Draws batches from the training data as the present random state has it.
 
     The caller restores the random state. Samplers with an epoch of their own get the given one,
@@ -226,21 +226,19 @@ def fetch_batches(trainer: pl.Trainer, count: int, epoch: int) -> list[Any]:
         count: Number of batches; more than an epoch has are drawn from further passes.
         epoch: The epoch that samplers are set to; the next ones for further passes.
     """
-    combined = trainer.fit_loop._combined_loader
-    assert combined is not None
-    limits = combined.limits
-    batches: list[Any] = []
-    while len(batches) < count:
+    combined, drawn = trainer.fit_loop._combined_loader, 0
+    while drawn < count:
         for loader in combined.flattened:
             _set_sampler_epoch(loader, epoch)
         loaders = CombinedLoader(combined.iterables, combined._mode)
-        loaders.limits = limits
-        drawn = [batch for batch, _, _ in islice(loaders, count - len(batches))]
-        if not drawn:
+        loaders.limits = combined.limits
+        before = drawn
+        for batch, _, _ in islice(loaders, count - drawn):
+            drawn += 1
+            yield batch
+        if drawn == before:
             raise RuntimeError("The training data gave no batch for a probe; check the loader.")
-        batches += drawn
         epoch += 1
-    return batches
 
 
 def loader_generators(trainer: pl.Trainer) -> list[Generator]:
@@ -289,9 +287,10 @@ def has_validation_data(trainer: pl.Trainer) -> bool:
     return bool(trainer.fit_loop.epoch_loop.val_loop._data_source.is_defined())
 
 
-def validation_workers(trainer: pl.Trainer) -> int:
-    """How many worker processes the validation dataloaders have."""
-    combined = trainer.fit_loop.epoch_loop.val_loop._combined_loader
+def loader_workers(trainer: pl.Trainer, stage: str) -> int:
+    """How many worker processes the dataloaders of "training" or "validation" have."""
+    fit = trainer.fit_loop
+    combined = (fit if stage == "training" else fit.epoch_loop.val_loop)._combined_loader
     loaders = combined.flattened if combined is not None else []
     return sum(getattr(loader, "num_workers", 0) for loader in loaders)
 

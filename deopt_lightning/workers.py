@@ -33,7 +33,8 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from numpy.typing import NDArray
 
 from deopt_lightning.pure_steps import threads
-from deopt_lightning.trainer_seam import validation_workers
+from deopt_lightning.replay import Batches, Redrawn
+from deopt_lightning.trainer_seam import loader_workers
 
 if sys.platform == "linux":
     import fcntl
@@ -43,14 +44,15 @@ FloatArray = NDArray[np.float64]
 _PIPE_BYTES = 2**20  # as much as Linux gives anybody, unless it is set up otherwise
 
 
-def worker_count(trainer: pl.Trainer, asked: int) -> int:
+def worker_count(trainer: pl.Trainer, asked: int, batches: Batches) -> int:
     """How many processes to share candidates out among; 0 for none but this one.
 
     Args:
         trainer: A Trainer in `on_train_epoch_end`.
         asked: What the user asked for.
+        batches: What candidates train on.
     """
-    if asked > 1 and (reason := why_no_workers(trainer)) is not None:
+    if asked > 1 and (reason := why_no_workers(trainer, batches)) is not None:
         rank_zero_warn(
             f"DEOptCallback(workers={asked}) goes without worker processes: {reason}. The results "
             "are the same."
@@ -59,7 +61,7 @@ def worker_count(trainer: pl.Trainer, asked: int) -> int:
     return asked
 
 
-def why_no_workers(trainer: pl.Trainer) -> str | None:
+def why_no_workers(trainer: pl.Trainer, batches: Batches) -> str | None:
     """Why a Trainer's process cannot be forked; None if it can."""
     if sys.platform != "linux":
         return f"they are forked, which is not safe on {sys.platform}"
@@ -67,8 +69,10 @@ def why_no_workers(trainer: pl.Trainer) -> str | None:
         return "torch's gradients do not survive a fork where there is a GPU"
     if type(trainer.strategy).__name__ != "SingleDeviceStrategy":
         return f"{type(trainer.strategy).__name__} has processes of its own"
-    if validation_workers(trainer):
-        return "the validation dataloader has workers of its own; set its num_workers=0"
+    drawing = ["validation", *(["training"] if isinstance(batches, Redrawn) else [])]
+    for stage in drawing:
+        if loader_workers(trainer, stage):
+            return f"the {stage} dataloader has workers of its own; set its num_workers=0"
     return None
 
 

@@ -26,7 +26,7 @@ from pathlib import Path
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import nn
 from torch.utils.data import DataLoader
-from deopt_lightning import DEOptCallback
+from deopt_lightning import DEOptCallback, replay
 from tests.deopt_lightning.test_direct_steps import Clamps, Lies, NoTrainingLoss, Pure
 from tests.tiny import fit, tiny_data
 
@@ -70,6 +70,7 @@ CLASSES = {kind.__name__: kind for kind in classes}
 
 
 def run(name, model="Pure", optimizer="adam", devices=2, callback=None, **options):
+    replay.KEPT_BYTES = options.pop("kept", 2**31)
     if "start" in options:
         options["ckpt_path"] = str(folder / options.pop("start"))
     kept = {"population_size": 5, "share_over_ranks": True, "carry": "population"}
@@ -168,6 +169,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[dict[str
         cases[name] = case
         cases[f"{name} together"] = {**case, "callback": {**own, "share_over_ranks": False}}
     cases |= {name: {"model": name, "max_epochs": 2} for name in REFUSED}
+    cases["redrawn"] = {"kept": 0, "max_epochs": 2}
     cases["loops"] = {"callback": {"direct_steps": False}, "max_epochs": 1}
     cases["short"] = {"max_epochs": 2}
     cases["resumed"] = {"start": "short/last.ckpt"}
@@ -210,6 +212,13 @@ def test_what_cannot_be_shared_is_trained_together_and_said_once(
 def test_loops_are_not_shared_out(results: dict[str, Any]) -> None:
     (said,) = results["loops"][0]["said"]
     assert "data-parallel: direct_steps=False" in said
+
+
+def test_batches_that_are_drawn_anew_are_not_shared_out(results: dict[str, Any]) -> None:
+    (said,) = results["redrawn"][0]["said"]
+    assert "data-parallel: a generation's batches are too many to be kept" in said
+    rows = results["members together"][0]["history"]
+    assert results["redrawn"][0]["history"] == results["redrawn"][1]["history"] == rows[:2]
 
 
 def test_a_resumed_run_equals_the_unbroken_one(results: dict[str, Any]) -> None:
