@@ -18,7 +18,7 @@ from deopt_lightning.random_state import rng_state, set_rng_state
 from deopt_lightning.rank_exchange import gather_ranks, warn_of_lost_rank
 from deopt_lightning.scale_factor import LocalSearch
 from deopt_lightning.search_space import Bounds, Repair
-from deopt_lightning.searches import Search, build_maker, build_search
+from deopt_lightning.searches import Search, build_control, build_maker, build_search
 
 
 class DEOptCallback(Callback):
@@ -192,7 +192,7 @@ class DEOptCallback(Callback):
         self._reset()
         compatibility.check_trainer(trainer, pl_module, self.carry, self.optimizer_index)
         try:
-            self._control = trainer_seam.control_layers(trainer, self.layers, self.optimizer_index)
+            self._control = build_control(trainer, vars(self))
             self._values = self._control.own_values
             self._search = build_search(vars(self), self._control, self._maker, self._resumed_state)
             if self._resumed_checkpoint is not None:

@@ -92,6 +92,7 @@ class MemberSearch:
             self._members = [HeldState(self._take(trainer))] * self.search.population_size
         self._epoch_start = EpochStart.take(trainer, rng)
         self._first_batch = None
+        trainer_seam.record_batches(trainer)
 
     def first_batch_comes(self, trainer: pl.Trainer) -> None:
         """Notes what hooks have made of the module; after they have run, before the first step."""
@@ -197,7 +198,11 @@ class MemberSearch:
         return take_snapshot(trainer, self._maker.snapshot_device)
 
     def _batches(self, trainer: pl.Trainer) -> Batches:
-        """As many batches as the epoch has had, drawn from the random state it began with."""
+        """Those that the Trainer has trained on.
+
+        Where they are too many, or a run goes on amid an epoch, drawn anew from the random state
+        that the epoch began with.
+        """
         assert self._epoch_start is not None
         random, count = self._epoch_start.random, trainer_seam.batches_trained(trainer)
 
@@ -205,7 +210,7 @@ class MemberSearch:
             random.restore()
             yield from trainer_seam.draw_batches(trainer, count, trainer.current_epoch)
 
-        return keep_or_redraw(trainer, draw, count)
+        return keep_or_redraw(trainer, draw, count, trainer_seam.recorded_batches(trainer))
 
     def _train(
         self, trainer: pl.Trainer, probe: Probe, members: list[int], end: Snapshot, due: bool

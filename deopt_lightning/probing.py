@@ -29,7 +29,10 @@ from deopt_lightning.generation import (
 from deopt_lightning.history import generation_record, spread
 from deopt_lightning.layer_control import LayerControl
 from deopt_lightning.population import Generation
+from deopt_lightning.random_state import seed_all
 from deopt_lightning.replay import Batches, keep_or_redraw
+
+UNUSED_EPOCHS = 1_000_000  # samplers' epochs from here on are no real ones
 
 
 class ProbeSearch:
@@ -141,10 +144,10 @@ class ProbeSearch:
         sequence = np.random.SeedSequence([self._seed, trainer.current_epoch])
         seed = int(sequence.generate_state(1)[0])
         count = probe_batch_count(trainer, self._probe_steps)
-        epoch = trainer_seam.UNUSED_EPOCHS + seed % trainer_seam.UNUSED_EPOCHS
+        epoch = UNUSED_EPOCHS + seed % UNUSED_EPOCHS
 
         def draw() -> Iterator[Any]:
-            trainer_seam.seed_random(trainer, seed)
+            seed_all(trainer_seam.loader_generators(trainer), seed)
             yield from trainer_seam.draw_batches(trainer, count, epoch)
 
         return keep_or_redraw(trainer, draw, count)

@@ -9,8 +9,10 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.utils.data import ChainDataset, ConcatDataset, Dataset, Sampler
 
 Generator = torch.Generator | np.random.Generator | np.random.RandomState | random.Random
+_DATA_PARTS = ("dataset", "sampler", "batch_sampler")
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,22 @@ def is_generator(value: object) -> bool:
     return isinstance(value, Generator) and not isinstance(value, random.SystemRandom)
 
 
+def generators_of(loaders: Iterable[Any]) -> list[Generator]:
+    """The random generators that data loaders, their samplers and their datasets own."""
+    found: dict[int, Generator] = {}
+    seen: dict[int, Any] = {}
+    waiting = list(loaders)
+    waiting += [getattr(loader, name, None) for loader in waiting for name in _DATA_PARTS]
+    for owner in waiting:  # which becomes longer
+        if id(owner) not in seen:
+            seen[id(owner)] = owner
+            held = list(getattr(owner, "__dict__", {}).values())
+            found.update({id(value): value for value in held if is_generator(value)})
+            held += owner.datasets if isinstance(owner, ConcatDataset | ChainDataset) else []
+            waiting += [value for value in held if isinstance(value, Dataset | Sampler)]
+    return list(found.values())
+
+
 def generator_state(generator: Generator) -> Any:
     """A copy of a random generator's state."""
     if isinstance(generator, np.random.Generator):
@@ -64,6 +82,13 @@ def seed_generator(generator: Generator, seed: int) -> None:
         generator.bit_generator.state = type(generator.bit_generator)(seed).state
     else:
         generator.seed(seed)
+
+
+def seed_all(generators: Iterable[Generator], seed: int) -> None:
+    """Seeds torch's global generator and further ones."""
+    torch.manual_seed(seed)
+    for generator in generators:
+        seed_generator(generator, seed)
 
 
 def rng_state() -> dict[str, Any]:

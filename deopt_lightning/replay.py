@@ -63,22 +63,45 @@ class Redrawn(Sequence[Any]):
         return next(islice(self, index, None))
 
 
-def keep_or_redraw(trainer: pl.Trainer, draw: Draw, count: int) -> Batches:
+class Record:
+    """Batches that are kept one after the other, until they are too many.
+
+    Attributes:
+        batches: Those so far; None if they were too many.
+    """
+
+    def __init__(self) -> None:
+        self.batches: list[Any] | None = []
+        self._bytes = 0
+
+    def add(self, batch: Any, copy: bool = False) -> bool:
+        """Keeps a batch, or a copy of it; returns whether it could."""
+        self._bytes += bytes_of(batch)
+        if self.batches is None or self._bytes > KEPT_BYTES:
+            self.batches = None
+            return False
+        self.batches.append(copy_batch(batch) if copy else batch)
+        return True
+
+
+def keep_or_redraw(
+    trainer: pl.Trainer, draw: Draw, count: int, recorded: list[Any] | None = None
+) -> Batches:
     """A generation's batches; a list of them if all processes can keep theirs.
 
     Args:
         trainer: The Trainer.
         draw: Draws them.
         count: How many there are.
+        recorded: The batches, if they have been kept.
     """
-    kept, size = [], 0
-    for batch in draw():
-        kept.append(batch)
-        size += bytes_of(batch)
-        if size > KEPT_BYTES:
-            break
-    if trainer.strategy.reduce_boolean_decision(size <= KEPT_BYTES, all=True):
-        return kept
+    if recorded is None:
+        record = Record()
+        all(map(record.add, draw()))  # up to the first that is too much
+        recorded = record.batches
+    if trainer.strategy.reduce_boolean_decision(recorded is not None, all=True):
+        assert recorded is not None
+        return recorded
     return Redrawn(draw, count)
 
 
@@ -107,17 +130,17 @@ class Replay:
 
     def __iter__(self) -> Iterator[Any]:
         batches = iter(self.batches)
-        return batches if isinstance(self.batches, Redrawn) else map(_copy_batch, batches)
+        return batches if isinstance(self.batches, Redrawn) else map(copy_batch, batches)
 
 
-def _copy_batch(batch: Any) -> Any:
+def copy_batch(batch: Any) -> Any:
     """A deep copy, several times faster than `deepcopy` for tensors in built-in containers."""
     if isinstance(batch, torch.Tensor):
         return batch.clone()
     if isinstance(batch, tuple) and hasattr(batch, "_fields"):
-        return type(batch)(*map(_copy_batch, batch))
+        return type(batch)(*map(copy_batch, batch))
     if type(batch) in (tuple, list):
-        return type(batch)(map(_copy_batch, batch))
+        return type(batch)(map(copy_batch, batch))
     if type(batch) is dict:
-        return {key: _copy_batch(value) for key, value in batch.items()}
+        return {key: copy_batch(value) for key, value in batch.items()}
     return deepcopy(batch)

@@ -9,6 +9,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 
+from deopt_lightning.averaging import regroup_schedule, stochastic_averages_of
 from deopt_lightning.chained import ChainedSearch
 from deopt_lightning.differential_evolution import DifferentialEvolution
 from deopt_lightning.evaluators.probe import Monitor
@@ -54,6 +55,27 @@ def _passes_left(arguments: Mapping[str, Any], trainer: pl.Trainer) -> float:
         return generations * (size - 1)
     most: float = arguments["max_generations"] or math.inf
     return min(generations / every, most) * 2 * size
+
+
+def build_control(trainer: pl.Trainer, arguments: Mapping[str, Any]) -> LayerControl:
+    """Splits the Trainer's optimizers by layer, and the LR schedules that go with them.
+
+    Args:
+        trainer: The Trainer, at the start of its fit.
+        arguments: Those of DEOptCallback, by name.
+    """
+    stochastic_averages = stochastic_averages_of(trainer)
+    control = LayerControl(
+        trainer.optimizers,
+        trainer.lightning_module,
+        arguments["layers"],
+        [config.scheduler for config in trainer.lr_scheduler_configs],
+        optimizer_index=arguments["optimizer_index"],
+        scheduled=bool(stochastic_averages),
+    )
+    for average in stochastic_averages:  # it allows one optimizer only
+        regroup_schedule(average, control.splits[0])
+    return control
 
 
 def build_search(

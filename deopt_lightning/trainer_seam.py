@@ -21,23 +21,17 @@ from lightning.pytorch.loops.fetchers import _PrefetchDataFetcher
 from lightning.pytorch.profilers import PassThroughProfiler
 from lightning.pytorch.utilities.combined_loader import CombinedLoader
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
-from torch.utils.data import ChainDataset, ConcatDataset, Dataset, Sampler
 
 from deopt_lightning import averaging
 from deopt_lightning.batch_counts import limit_batches
-from deopt_lightning.layer_control import LayerControl
-from deopt_lightning.layers import LayerPatterns
-from deopt_lightning.lr_schedule import regroup
 from deopt_lightning.quiet import QuietLogger, deaf, muted
-from deopt_lightning.random_state import Generator, is_generator, seed_generator
-from deopt_lightning.replay import Batches, Replay
+from deopt_lightning.random_state import Generator, generators_of
+from deopt_lightning.replay import Batches, Record, Replay
 
 _METRICS = ("_progress_bar_metrics", "_logged_metrics", "_callback_metrics")
 _CONNECTOR_STATE = (*_METRICS, "_current_fx", "_first_loop_iter")
 _TRAINER_STATE = ("loggers", "profiler", "should_stop", "_last_val_time")
 Limit = int | float | None  # of validation batches
-_DATA_PARTS = ("dataset", "sampler", "batch_sampler")
-UNUSED_EPOCHS = 1_000_000  # samplers' epochs from here on are no real ones
 
 
 class ProbeLoops:
@@ -121,18 +115,9 @@ class ProbeLoops:
         return islice(loader, None if math.isinf(limit) else limit)
 
     def end_epoch(self) -> None:
-        """Lets averages take part in a whole epoch's end.
-
-        Raises:
-            MisconfigurationException: If the average took in none of the epoch's steps, since the
-                run's validation cannot tell members apart then.
-        """
+        """Lets averages take part in a whole epoch's end."""
         if self.plain:
-            raise MisconfigurationException(
-                "DEOptCallback(carry='population') compares members by their averaged weights, but "
-                f"{type(self._averages[0]).__name__} has averaged none of this epoch's steps. Set "
-                "warmup_epochs to begin after averaging does, or average after steps."
-            )
+            averaging.refuse_to_stand_still(self._averages[0])
         averaging.end_epoch(self.trainer)
 
     def all_ranks(self, decision: bool) -> bool:
@@ -208,11 +193,38 @@ def draws_order_again(trainer: pl.Trainer) -> bool:
     return not (hasattr(loop, "is_resuming") or loop.epoch_loop.restarting)
 
 
-def seed_random(trainer: pl.Trainer, seed: int) -> None:
-    """Seeds torch's global generator and all that loaders own."""
-    torch.manual_seed(seed)
-    for generator in loader_generators(trainer):
-        seed_generator(generator, seed)
+class _Recorder(_PrefetchDataFetcher):
+    """Hands out batches as the fetcher does whose place it takes, and keeps a copy of each."""
+
+    record: Record | None = None  # None while nobody asks
+
+    def __next__(self) -> Any:
+        fetched = super().__next__()
+        if self.record is not None:
+            self.record.add(fetched[0], copy=True)
+        return fetched
+
+
+def record_batches(trainer: pl.Trainer) -> None:
+    """Keeps the batches that the Trainer is about to train on, for `recorded_batches`.
+
+    Args:
+        trainer: A Trainer in `on_train_epoch_start`.
+    """
+    loop: Any = trainer.fit_loop
+    if not isinstance(loop._data_fetcher, _Recorder):  # at first, and after data was reloaded
+        recorder = _Recorder()
+        vars(recorder).update(vars(loop._data_fetcher))
+        loop._data_fetcher = recorder
+    loop._data_fetcher.record = Record()
+
+
+def recorded_batches(trainer: pl.Trainer) -> list[Any] | None:
+    """The epoch's batches, once; None where they were too many, or not recorded from the first."""
+    fetcher: Any = trainer.fit_loop._data_fetcher
+    record, fetcher.record = getattr(fetcher, "record", None), None
+    kept = record.batches if record is not None else None
+    return kept if kept is not None and len(kept) == batches_trained(trainer) else None
 
 
 def draw_batches(trainer: Any, count: int, epoch: int) -> Iterator[Any]:
@@ -247,39 +259,9 @@ def loader_generators(trainer: pl.Trainer) -> list[Generator]:
         trainer.fit_loop._combined_loader,
         trainer.fit_loop.epoch_loop.val_loop._combined_loader,
     )
-    found: dict[int, Generator] = {}
-    seen: dict[int, Any] = {}
-    waiting = [part for loaders in combined if loaders is not None for part in loaders.flattened]
-    waiting += [getattr(loader, name, None) for loader in waiting for name in _DATA_PARTS]
-    for owner in waiting:  # which becomes longer
-        if id(owner) not in seen:
-            seen[id(owner)] = owner
-            held = list(getattr(owner, "__dict__", {}).values())
-            found.update({id(value): value for value in held if is_generator(value)})
-            held += owner.datasets if isinstance(owner, ConcatDataset | ChainDataset) else []
-            waiting += [value for value in held if isinstance(value, Dataset | Sampler)]
-    return list(found.values())
-
-
-def control_layers(
-    trainer: pl.Trainer, layers: LayerPatterns | None, optimizer_index: int | None
-) -> LayerControl:
-    """Splits the Trainer's optimizers by layer, and the LR schedules that go with them."""
-    stochastic_averages = averaging.stochastic_averages_of(trainer)
-    control = LayerControl(
-        trainer.optimizers,
-        trainer.lightning_module,
-        layers,
-        [config.scheduler for config in trainer.lr_scheduler_configs],
-        optimizer_index=optimizer_index,
-        scheduled=bool(stochastic_averages),
+    return generators_of(
+        [part for loaders in combined if loaders is not None for part in loaders.flattened]
     )
-    for swa in stochastic_averages:  # it allows one optimizer only
-        split = control.splits[0]
-        old_count = len(split.user_options)
-        regroup(vars(swa), split.user_index, old_count, keys=("_swa_lrs",))
-        regroup(swa._scheduler_state or {}, split.user_index, old_count)
-    return control
 
 
 def has_validation_data(trainer: pl.Trainer) -> bool:

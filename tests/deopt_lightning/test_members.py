@@ -13,7 +13,7 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import nn
-from torch.utils.data import DataLoader, Sampler
+from torch.utils.data import DataLoader, IterableDataset, Sampler
 
 from deopt_lightning import DEOptCallback
 from tests.deopt_lightning.test_resume import comparable
@@ -144,6 +144,61 @@ def test_members_see_the_batches_that_the_leader_saw(
         for other in others[1:]:
             for left, right in zip(others[0], other, strict=True):
                 assert torch.equal(steps[left][2], steps[right][2])  # random draw
+
+
+class Draws(Recorder):
+    """Loads data early, and draws as an epoch begins."""
+
+    def configure_optimizers(self) -> Any:
+        assert self.trainer.estimated_stepping_batches == 36
+        return super().configure_optimizers()
+
+    def on_train_epoch_start(self) -> None:
+        self.noise = torch.randn(3)
+
+
+class Stream(IterableDataset[Any]):
+    """Gives other samples each time that it is read."""
+
+    def __init__(self) -> None:
+        self.position = 0
+
+    def __iter__(self) -> Iterator[Any]:
+        for _ in range(96):
+            self.position += 1
+            x = torch.randn(6, generator=torch.Generator().manual_seed(self.position))
+            yield x, x[:1]
+
+
+@pytest.mark.parametrize(
+    ("model", "train"),
+    [
+        (Draws, lambda: DataLoader(tiny_data(), batch_size=8, shuffle=True)),
+        (
+            Recorder,
+            lambda: DataLoader(
+                tiny_data(), batch_size=8, shuffle=True, generator=torch.Generator().manual_seed(5)
+            ),
+        ),
+        (Recorder, lambda: DataLoader(Stream(), batch_size=8)),
+    ],
+    ids=["draws", "own generator", "stream"],
+)
+def test_members_see_the_very_batches_that_the_trainer_took(
+    model: Any, train: Any, tmp_path: Path
+) -> None:
+    """However their order came about, and without reading the data once more."""
+    options = {"model": model, "max_epochs": 3, "num_sanity_val_steps": 0}
+    plain, _ = fit(tmp_path / "plain", train=train(), **options)
+    found, _ = fit(tmp_path / "search", [pinned(adopt=False)], train=train(), **options)
+    assert same_state(plain.state_dict(), found.state_dict())
+    batches = [step[1] for step in found.seen.steps]
+    assert len(batches) == 3 * 4 * 12
+    for epoch in range(3):
+        own = [step[1] for step in plain.seen.steps[12 * epoch : 12 * (epoch + 1)]]
+        for member in range(4):
+            start = 48 * epoch + 12 * member
+            assert all(map(torch.equal, batches[start : start + 12], own))
 
 
 def test_members_keep_their_own_weights(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from deopt_lightning import DEOptCallback, replay
 from deopt_lightning.replay import Redrawn, bytes_of
 from tests.deopt_lightning.test_compiled_steps import Interrupt
 from tests.deopt_lightning.test_direct_steps import Pure, warmed_up
+from tests.deopt_lightning.test_members import Plain
 from tests.tiny import SilentDryRun, fit, same_state, tiny_data, train_loader
 
 
@@ -61,11 +62,13 @@ def seeded() -> DataLoader:
     return train_loader(generator=torch.Generator().manual_seed(5))
 
 
+# The Trainer's first epoch begins before anybody sees a loader's own generator or its workers.
+LATER = {"warmup_epochs": 2, "max_epochs": 4}
 CASES: dict[str, Any] = {
     "shuffled": {},
-    "seeded": {"train": seeded},
-    "augmented": {"train": augmented},
-    "workers": {"train": partial(train_loader, num_workers=1, persistent_workers=True)},
+    "seeded": {"train": seeded, **LATER},
+    "augmented": {"train": augmented, "model": Plain},
+    "workers": {"train": partial(train_loader, num_workers=1, persistent_workers=True), **LATER},
     "stream": {"train": lambda: DataLoader(Stream(), batch_size=8), "carry": "population"},
     "accumulated": {"accumulate_grad_batches": 5},
     "direct": {"model": Pure},
