@@ -83,7 +83,8 @@ class DEOptCallback(Callback):
             instead of all of them together every one, where the module has a method
             ``training_loss(batch)``. The results are the same up to rounding; see docs/scaling.md.
         snapshot_device: Where the states of candidates and members are kept: None for the model's
-            device, ``"cpu"`` to leave a GPU's memory to training.
+            device, ``"cpu"`` to leave a GPU's memory to training, ``"auto"`` for that where a GPU
+            has no room for all that there may be.
 
     Raises:
         ValueError: For an argument that cannot work, naming it and the way out.
@@ -120,7 +121,7 @@ class DEOptCallback(Callback):
         compile_steps: bool = False,
         workers: int = 0,
         share_over_ranks: bool = False,
-        snapshot_device: Literal["cpu"] | None = None,
+        snapshot_device: Literal["auto", "cpu"] | None = "auto",
     ) -> None:
         self.monitor = monitor
         self.mode = mode

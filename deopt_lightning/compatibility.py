@@ -28,7 +28,7 @@ def check_arguments(arguments: Mapping[str, Any]) -> None:
     carry = arguments["carry"]
     check_choice("carry", carry, ("hyperparameters", "weights", "population", "chain"))
     check_choice("evaluator", arguments["evaluator"], ("auto", "sequential", "vectorised"))
-    check_choice("snapshot_device", arguments["snapshot_device"], (None, "cpu"))
+    check_choice("snapshot_device", arguments["snapshot_device"], ("auto", "cpu", None))
     if carry == "chain" and not arguments["adopt"]:
         raise ValueError(
             "adopt=False cannot be set with carry='chain', whose trials are scored by the epochs "

@@ -20,6 +20,7 @@ from deopt_lightning.direct_steps import DirectSteps, equals_loops, why_not, why
 from deopt_lightning.direct_validation import DirectValidation, can_validate, equals_loop
 from deopt_lightning.evaluator_choice import EvaluatorName, choose_vectorised
 from deopt_lightning.evaluators.probe import Metrics, Monitor, Probe
+from deopt_lightning.placement import too_many_copies
 from deopt_lightning.progress import generation_progress
 from deopt_lightning.rank_sharing import RankSharing
 from deopt_lightning.replay import KEPT_BYTES, Batches, Redrawn
@@ -57,7 +58,7 @@ class ProbeMaker:
         direct: Whether to take direct steps where the module allows them.
         workers: Number of processes to share a generation's probes, where that is possible.
         share: Whether the processes of a distributed run are to share a generation's probes.
-        snapshot_device: Where snapshots keep their tensors; by default where these are.
+        snapshot_device: Where the user wants snapshots to keep their tensors.
         evaluator: Whether candidates may be trained stacked, see ``choose_vectorised``.
         compile_steps: Whether direct steps may be compiled, see ``choose_steps``.
         passes_left: How often the rest of the run passes over a generation's batches.
@@ -66,8 +67,8 @@ class ProbeMaker:
 
     Attributes:
         workers: Number of processes, once that is known.
-        decisions: Whether candidates are ``"vectorised"`` and steps ``"compiled"``; None before
-            that is decided. A resumed run is told what was decided.
+        decisions: Whether candidates are ``"vectorised"``, steps ``"compiled"``, and copies of
+            states ``"on_cpu"``; None before that is decided. A resumed run is told what was.
         compile_seconds: How long compiling took.
     """
 
@@ -88,7 +89,7 @@ class ProbeMaker:
         self.monitor = monitor
         self._schedules = schedules
         self.limit_val_batches = limit_val_batches
-        self.snapshot_device = snapshot_device
+        self._asked_device = snapshot_device
         self.sharing = RankSharing(share, direct=direct)
         self._direct = self._direct_validation = direct
         self._asked_workers = workers
@@ -98,7 +99,8 @@ class ProbeMaker:
         self._generations = 0
         self._step: CompiledStep | None = None
         self.workers = 0
-        self.decisions: dict[str, bool | None] = {"vectorised": None, "compiled": None}
+        names = ("vectorised", "compiled", "on_cpu")
+        self.decisions: dict[str, bool | None] = dict.fromkeys(names)
         self.compile_seconds = 0.0
 
     @contextmanager
@@ -130,6 +132,23 @@ class ProbeMaker:
             evaluate = DirectValidation(loops) if self._direct_validation else loops.validate
             tried = self._generations > 1
             yield Probe(loops, train, evaluate, self.monitor, tried), advance
+
+    @property
+    def snapshot_device(self) -> str | None:
+        """Where snapshots are to keep their tensors; None where these are."""
+        return "cpu" if self._asked_device == "cpu" or self.decisions["on_cpu"] else None
+
+    def place_copies(self, trainer: pl.Trainer, count: int) -> None:
+        """Decides once where snapshots are kept, if that is left open.
+
+        Args:
+            trainer: A Trainer in `on_train_epoch_end`.
+            count: How many different ones there may be at a time.
+        """
+        if self._asked_device == "auto" and self.decisions["on_cpu"] is None:
+            # On the meta device a copy takes no memory.
+            nbytes = take_snapshot(trainer, "meta").nbytes
+            self.decisions["on_cpu"] = too_many_copies(trainer, count, nbytes)
 
     @contextmanager
     def validating(self, trainer: pl.Trainer) -> Iterator[Probe]:

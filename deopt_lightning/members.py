@@ -115,6 +115,9 @@ class MemberSearch:
             return None
         started = time.perf_counter()
         averaging.end_epoch(trainer)
+        # Those of the last generation: of all members but two, three beside them, and the best;
+        # and the new ones.
+        self._maker.place_copies(trainer, 2 * (self.search.population_size + 3))
         end = self._take(trainer)
         others = [m for m in range(len(self._members)) if m != self._leader]
         results: dict[int, _Result] = {}

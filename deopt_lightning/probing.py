@@ -85,6 +85,7 @@ class ProbeSearch:
             return None
         started = time.perf_counter()
         search, before = self.search, self.search.state_dict()
+        self._maker.place_copies(trainer, 2)  # the start, and the best candidate's end
         take = partial(take_snapshot, trainer, self._maker.snapshot_device)
         start = take()
         try:

@@ -44,6 +44,7 @@ FLOORS = [
         "epoch_start",
         "first_batch",
         "progress",
+        "placement",
         "compatibility",
         "pure_steps",
         "workers",
