@@ -142,8 +142,8 @@ def write_hyperparameters(
     """Eq. (1), (4), (5): layer n steps with its own eta^n, and its decay lambda^n.
 
     Weights and biases of a layer get the same values, as Eq. 5 has it. Two things of the user's
-    stay as they are: the ratio of the lr of two groups inside one layer, and a group without decay
-    beside one with decay. Under an LR scheduler, eta^n relative to the user's lr is written as
+    stay as they are: the ratios of lr and weight decay of two groups inside one layer, and a group
+    without decay beside one with decay. Under an LR scheduler, eta^n relative to the user's lr is written as
     ``lr_multiplier``, which ``lr_schedule.apply_multipliers`` puts into effect at each step.
 
     Args:
@@ -163,9 +163,10 @@ def write_hyperparameters(
         else:
             ratio = base_lr(options) / own
             set_option(group, "lr", float(lr[layer]) * ratio)
-        exempt = split.keeps_some_undecayed and float(options["weight_decay"]) == 0
-        exempt |= bool(split.sparse[layer])
-        set_option(group, "weight_decay", 0.0 if exempt else float(weight_decay[layer]))
+        decay, own_decay = float(options["weight_decay"]), float(split.base_weight_decay[layer])
+        share = decay / own_decay if own_decay else float(not split.keeps_some_undecayed)
+        share *= not split.sparse[layer]
+        set_option(group, "weight_decay", float(weight_decay[layer]) * share)
 
 
 def check_groups(optimizer: Optimizer, split: GroupSplit) -> None:

@@ -127,6 +127,24 @@ def test_groups_of_one_layer_keep_the_ratio_of_their_lrs(
     assert rates == pytest.approx(expected)
 
 
+@pytest.mark.parametrize("biases_first", [True, False])
+def test_groups_of_one_layer_keep_the_ratio_of_their_weight_decays(biases_first: bool) -> None:
+    net = make_net()
+    user_groups = [
+        {"params": by_name(net, "bias"), "weight_decay": 0.01},
+        {"params": by_name(net, "weight"), "weight_decay": 0.1},
+    ]
+    optimizer = torch.optim.AdamW(user_groups if biases_first else user_groups[::-1])
+    groups = split(net, optimizer)
+    own = groups.base_weight_decay
+    for factors in ([1, 1], [0.5, 3], [0, 1]):
+        write_hyperparameters(optimizer, groups, groups.base_lr, own * factors)
+        biases, weights = ([0.01 * f for f in factors], [0.1 * f for f in factors])
+        decays = [group["weight_decay"] for group in optimizer.param_groups]
+        expected = [*biases, *weights] if biases_first else [*weights, *biases]
+        assert decays == pytest.approx(expected)
+
+
 def test_a_group_with_an_lr_of_zero_may_come_first() -> None:
     net = make_net()
     user_groups = [{"params": by_name(net, "bias"), "lr": 0.0}, {"params": by_name(net, "weight")}]
