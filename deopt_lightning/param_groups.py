@@ -143,8 +143,9 @@ def write_hyperparameters(
 
     Weights and biases of a layer get the same values, as Eq. 5 has it. Two things of the user's
     stay as they are: the ratios of lr and weight decay of two groups inside one layer, and a group
-    without decay beside one with decay. Under an LR scheduler, eta^n relative to the user's lr is written as
-    ``lr_multiplier``, which ``lr_schedule.apply_multipliers`` puts into effect at each step.
+    without decay beside one with decay. Under an LR scheduler, eta^n relative to the user's lr is
+    written as ``lr_multiplier``, which ``lr_schedule.apply_multipliers`` puts into effect at each
+    step.
 
     Args:
         optimizer: The split optimizer.
