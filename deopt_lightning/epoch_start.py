@@ -22,7 +22,7 @@ class EpochStart:
     Attributes:
         random: The random generators, so that they draw the same batches.
         progress: Counts of optimizer steps.
-        options: What LR schedulers had written into each parameter group.
+        options: What LR schedulers, and hooks, had written into each parameter group.
         schedulers: States of the LR schedulers.
     """
 
@@ -39,13 +39,9 @@ class EpochStart:
             trainer: A Trainer in `on_train_epoch_start`.
             rng: State of the global random generators from which the epoch's order is drawn.
         """
-        options = [
-            {key: copy(group[key]) for key in SCHEDULED_OPTIONS if key in group}
-            for group in _groups(trainer)
-        ]
         random = RandomState.take(loader_generators(trainer), rng)
         states = [deepcopy(scheduler.state_dict()) for scheduler in _schedulers(trainer)]
-        return cls(random, step_counts(trainer), options, states)
+        return cls(random, step_counts(trainer), scheduled_options(trainer), states)
 
     def write_schedule(self, trainer: pl.Trainer) -> None:
         """Puts schedulers, and what they had written, where they were as the epoch began."""
@@ -65,6 +61,14 @@ class EpochStart:
         random, *others = plain
         rng = random[trainer.global_rank] if len(random) == trainer.world_size else random[0]
         return cls(RandomState.take(loader_generators(trainer), rng), *others)
+
+
+def scheduled_options(trainer: pl.Trainer) -> list[dict[str, Any]]:
+    """The options of each parameter group that LR schedulers write."""
+    return [
+        {key: copy(group[key]) for key in SCHEDULED_OPTIONS if key in group}
+        for group in _groups(trainer)
+    ]
 
 
 def _groups(trainer: pl.Trainer) -> list[dict[str, Any]]:

@@ -25,10 +25,13 @@ class FirstBatch:
         rest: All but what training learns.
         written: Copies of tensors that hooks have written since the last epoch and that no
             optimizer trains, such as a buffer that is annealed, by the id of the tensor.
+        missed: Names of parameters that hooks have written and that an optimizer trains, so that
+            each member has its own.
     """
 
     rest: Snapshot
     written: dict[int, Tensor]
+    missed: tuple[str, ...]
 
     @classmethod
     def take(cls, present: Snapshot, before: Snapshot | None) -> FirstBatch:
@@ -38,20 +41,33 @@ class FirstBatch:
             present: The state now, of whose tensors no copies are needed.
             before: What the last epoch had left; None where that is not known here.
         """
-        trained = {
-            id(p) for o, _, _ in present.optimizers for g in o.param_groups for p in g["params"]
-        }
+        groups = [group for o, _, _ in present.optimizers for group in o.param_groups]
+        trained = {id(p) for group in groups for p in group["params"] if p.requires_grad}
         left = {id(tensor): copy for tensor, copy in before.tensors} if before else {}
-        written = {
-            id(tensor): tensor.detach().clone()
+        changed = {
+            id(tensor): tensor
             for tensor, _ in present.tensors
-            if id(tensor) not in trained
-            and id(tensor) in left
-            and not torch.equal(tensor, left[id(tensor)].to(tensor.device))
+            if id(tensor) in left and not _equal(tensor, left[id(tensor)])
         }
+        named = present.modules[0].named_parameters()
         bare: Any = [(optimizer, {}, groups) for optimizer, _, groups in present.optimizers]
         return cls(
-            replace(present, tensors=[], optimizers=bare, stateful=[], gradients=[]), written
+            replace(present, tensors=[], optimizers=bare, stateful=[], gradients=[]),
+            {key: t.detach().clone() for key, t in changed.items() if key not in trained},
+            tuple(name for name, p in named if id(p) in changed and id(p) in trained),
+        )
+
+    @property
+    def warning(self) -> str | None:
+        """What to say of parameters that are not as hooks have made them; None without any."""
+        if not self.missed:
+            return None
+        more = f" and {len(self.missed) - 3} more" if len(self.missed) > 3 else ""
+        return (
+            f"DEOptCallback: {', '.join(self.missed[:3])}{more} changed between two epochs without "
+            "a step of the optimizer, as by a hook at an epoch's start or end. Members' own "
+            "weights did not, since such hooks are called for the Trainer's model alone. Let the "
+            "module's on_train_batch_start do it, which is called for members, too."
         )
 
     def with_learned(self, member: Snapshot) -> Snapshot:
@@ -59,3 +75,9 @@ class FirstBatch:
         tensors = [(tensor, self.written.get(id(tensor), copy)) for tensor, copy in member.tensors]
         both = with_learned(self.rest, member)
         return replace(both, tensors=tensors, gradients=member.gradients)
+
+
+def _equal(tensor: Tensor, copy: Tensor) -> bool:
+    """Whether a tensor has its copy's values, NaN included."""
+    copy = copy.to(tensor.device)
+    return torch.equal(tensor, copy) or bool(((tensor == copy) | (tensor != tensor)).all())

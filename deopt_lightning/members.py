@@ -10,11 +10,11 @@ from typing import Any
 
 import lightning.pytorch as pl
 import numpy as np
-from lightning.pytorch.utilities.rank_zero import rank_zero_info
+from lightning.pytorch.utilities.rank_zero import WarningCache, rank_zero_info
 
 from deopt_lightning import averaging, trainer_seam
 from deopt_lightning.best_state import BestState
-from deopt_lightning.epoch_start import EpochStart
+from deopt_lightning.epoch_start import EpochStart, scheduled_options
 from deopt_lightning.evaluators.probe import Metrics, Probe, Score
 from deopt_lightning.first_batch import FirstBatch
 from deopt_lightning.generation import (
@@ -67,6 +67,7 @@ class MemberSearch:
         self._epoch_start: EpochStart | None = None
         self._first_batch: FirstBatch | None = None
         self._resumed: dict[str, Any] | None = None
+        self._warnings = WarningCache()
 
     def train_start(self, trainer: pl.Trainer) -> None:
         """Rebuilds the members of a resumed run, once the Trainer has restored its model."""
@@ -100,6 +101,9 @@ class MemberSearch:
             before = self._members[self._leader].snapshot
             # On the meta device a copy of a weight takes neither time nor memory.
             self._first_batch = FirstBatch.take(take_snapshot(trainer, "meta"), before)
+            self._epoch_start = replace(self._epoch_start, options=scheduled_options(trainer))
+            if self._first_batch.warning:
+                self._warnings.warn(self._first_batch.warning)
 
     def epoch_ends(self, trainer: pl.Trainer, due: bool, logged: Metrics | None) -> Outcome | None:
         """Lets the other members train the epoch; if a generation is due, compares them all.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -89,6 +91,34 @@ class Remembers(Plain):
         return loss * self.state
 
 
+class Teaches(Plain):
+    """A frozen part follows the weights once per epoch, and the optimizer holds it, too."""
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self.teacher = torch.nn.Linear(6, 8).requires_grad_(False)
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        taught = self.first(batch[0]) - self.teacher(batch[0])
+        return super().training_step(batch, batch_idx) + taught.square().mean()
+
+    def on_train_epoch_end(self) -> None:
+        super().on_train_epoch_end()
+        for slow, fast in zip(self.teacher.parameters(), self.first.parameters(), strict=True):
+            slow.lerp_(fast.detach(), 0.5)
+
+
+class WarmsMomentumUp(Plain):
+    """Writes an option of the optimizer by hand."""
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(partial(torch.optim.SGD, lr=0.01))
+
+    def on_train_epoch_start(self) -> None:
+        for group in self.trainer.optimizers[0].param_groups:
+            group["momentum"] = 0.3 * self.current_epoch
+
+
 class Outside(L.Callback):
     """Sets the weight of `Anneals` from outside."""
 
@@ -109,6 +139,8 @@ class TakesWeight(Anneals):
         (FreezesStatistics, []),
         (Collects, []),
         (Remembers, []),
+        (Teaches, []),
+        (WarmsMomentumUp, []),
         (TakesWeight, [Outside()]),
     ],
     ids=lambda value: getattr(value, "__name__", ""),
@@ -130,3 +162,37 @@ def test_what_a_hook_writes_survives_another_leader(tmp_path: Path) -> None:
     model, _ = fit(tmp_path, [callback], model=AnnealsBuffer, max_epochs=5)
     assert any(row["leader"] != 0 for row in callback.history)
     assert float(model.beta) == 0.5**5
+
+
+class Clips(Plain):
+    """Keeps trained weights small, once per epoch or before each step."""
+
+    steps = False
+
+    def clip(self) -> None:
+        self.first.weight.data.clamp_(-0.1, 0.1)
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        if self.steps:
+            self.clip()
+
+    def on_train_epoch_end(self) -> None:
+        super().on_train_epoch_end()
+        if not self.steps:
+            self.clip()
+
+
+class ClipsSteps(Clips):
+    steps = True
+
+
+@pytest.mark.parametrize("model", [Clips, ClipsSteps])
+def test_trained_weights_that_hooks_change_for_the_trainers_model_alone_are_named(
+    model: type[Clips], tmp_path: Path
+) -> None:
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        fit(tmp_path, [pinned()], model=model, max_epochs=3)
+    texts = [str(w.message) for w in said if "changed between two epochs" in str(w.message)]
+    assert len(texts) == (not model.steps)
+    assert all("first.weight" in text and "on_train_batch_start" in text for text in texts)
