@@ -232,7 +232,8 @@ class DEOptCallback(Callback):
         self, trainer: pl.Trainer, pl_module: Any, batch: Any, idx: int
     ) -> None:
         """Lets the search see what hooks have made of the module by an epoch's first batch."""
-        if idx == 0 and self._search is not None:
+        if idx == 0 and self._search is not None and not self._is_over():
+            self._control.settle(self._values)
             self._search.first_batch_comes(trainer)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -268,6 +269,7 @@ class DEOptCallback(Callback):
         return {
             "layers": list(self._control.layer_names),
             "carry": self.carry,
+            "by_hand": list(self._control.by_hand),
             "search": self._search.state_dict(),
             "values": self._values.tolist(),
             "history": list(self.history),
@@ -309,7 +311,7 @@ class DEOptCallback(Callback):
         ends = trainer_seam.ends_now(trainer) or averaging.training_is_over(trainer)
         if ends or self._is_over():
             return None
-        self._control.check()
+        self._control.settle(self._values)
         # Not what the Trainer has by now, among which are metrics of training by the same names.
         logged = self._validated[1] if self._validated[0] == trainer.global_step else None
         outcome = self._search.epoch_ends(trainer, self._is_due(trainer), logged)
@@ -324,19 +326,18 @@ class DEOptCallback(Callback):
             self._control.write(self._values)
         if self._is_over():
             self._search.release()
-        is_new = outcome.record is not None or outcome.values is not None
-        return outcome.logged if is_new else None
+        return outcome.logged or None
 
     def _log(self, module: pl.LightningModule, metrics: dict[str, float]) -> None:
         """Logs a generation and its values into the row of the epoch that has just ended."""
-        for name, values in self._control.by_layer(self._values).items():
-            metrics |= {f"{name}/{layer}": value for layer, value in values.items()}
-        named = {f"deopt/{name}": value for name, value in metrics.items()}
+        found = {**metrics, **self._control.by_name(self._values)}
+        named = {f"deopt/{name}": value for name, value in found.items()}
         module.log_dict(named, sync_dist=module.trainer.world_size > 1)
 
     def _resume(self, trainer: pl.Trainer, search: Search, state: dict[str, Any]) -> None:
         """Goes on where a checkpoint left off."""
         compatibility.check_resumed(state, list(self._control.layer_names), self.carry)
+        self._control.follow(state.get("by_hand", []))
         search.load_state_dict(state["search"])
         self._values = np.array(state["values"])
         self.history = list(state["history"])

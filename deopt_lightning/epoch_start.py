@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import lightning.pytorch as pl
+from torch.optim.lr_scheduler import LRScheduler
 
 from deopt_lightning.param_groups import set_option
 from deopt_lightning.random_state import RandomState
@@ -40,7 +41,7 @@ class EpochStart:
             rng: State of the global random generators from which the epoch's order is drawn.
         """
         random = RandomState.take(loader_generators(trainer), rng)
-        states = [deepcopy(scheduler.state_dict()) for scheduler in _schedulers(trainer)]
+        states = [deepcopy(scheduler.state_dict()) for scheduler in schedulers_of(trainer)]
         return cls(random, step_counts(trainer), scheduled_options(trainer), states)
 
     def write_schedule(self, trainer: pl.Trainer) -> None:
@@ -48,7 +49,7 @@ class EpochStart:
         for group, options in zip(_groups(trainer), self.options, strict=True):
             for key, value in options.items():
                 set_option(group, key, value)
-        for scheduler, state in zip(_schedulers(trainer), self.schedulers, strict=True):
+        for scheduler, state in zip(schedulers_of(trainer), self.schedulers, strict=True):
             scheduler.load_state_dict(deepcopy(state))
 
     def to_plain(self) -> list[Any]:
@@ -75,5 +76,15 @@ def _groups(trainer: pl.Trainer) -> list[dict[str, Any]]:
     return [group for optimizer in trainer.optimizers for group in optimizer.param_groups]
 
 
-def _schedulers(trainer: pl.Trainer) -> list[Any]:
-    return [config.scheduler for config in trainer.lr_scheduler_configs]
+def schedulers_of(trainer: pl.Trainer) -> list[Any]:
+    """The LR schedulers that the Trainer steps, and those that the module keeps for itself."""
+    configured = [config.scheduler for config in trainer.lr_scheduler_configs]
+    known = {id(optimizer) for optimizer in trainer.optimizers}
+    kept = [
+        value
+        for value in vars(trainer.lightning_module).values()
+        if isinstance(value, LRScheduler)
+        and id(value.optimizer) in known
+        and all(value is not scheduler for scheduler in configured)
+    ]
+    return [*configured, *kept]

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -14,10 +15,11 @@ from torch.utils.hooks import RemovableHandle
 
 from deopt_lightning.checkpoint_layout import checkpoint_to_split_layout, checkpoint_to_user_layout
 from deopt_lightning.layers import LayerPatterns, group_layers
-from deopt_lightning.lr_schedule import Schedule, apply_multipliers
+from deopt_lightning.lr_schedule import BY_HAND, Schedule, apply_multipliers, lrs_by_hand
 from deopt_lightning.param_groups import (
     GroupSplit,
     check_groups,
+    set_option,
     split_param_groups,
     write_hyperparameters,
 )
@@ -44,6 +46,7 @@ class LayerControl:
         layer_names: Names of the N layers.
         own_values: (2N,) the user's lr per layer, then the user's weight decay per layer.
         splits: For each controlled optimizer, by its index, how it was split.
+        by_hand: Indices of those whose lrs the user's own code writes.
     """
 
     def __init__(
@@ -65,6 +68,7 @@ class LayerControl:
             for scheduler, owner in zip(schedulers, owners, strict=True)
         ]
         self._hooks: list[RemovableHandle] = []
+        self.by_hand: list[int] = []
         self.splits: dict[int, GroupSplit] = {}
         for index, optimizer in self._optimizers.items():
             under_schedule = scheduled or index in owners
@@ -140,14 +144,39 @@ class LayerControl:
         for index, split in self.splits.items():
             check_groups(self._optimizers[index], split)
 
+    def settle(self, values: FloatArray) -> None:
+        """Lets learned lrs be factors of lrs that the user's own code has written.
+
+        Args:
+            values: (2N,) values that are in effect, unless other code has written over them.
+        """
+        self.check()
+        for index, lr, _ in self._parts(values):
+            optimizer, split = self._optimizers[index], self.splits[index]
+            lrs = None if split.scheduled else lrs_by_hand(optimizer, split, lr)
+            if lrs is not None:
+                self.follow([index])
+                for group, value in zip(optimizer.param_groups, lrs, strict=True):
+                    set_option(group, "lr", value)
+                self.write(values)
+
+    def follow(self, indices: Sequence[int]) -> None:
+        """Takes the user's own code for the scheduler of some optimizers."""
+        for index in indices:
+            split = self.splits[index] = replace(self.splits[index], scheduled=True)
+            self._hooks += apply_multipliers(self._optimizers[index], split, BY_HAND)
+            self.by_hand.append(index)
+
     def write(self, values: FloatArray) -> None:
         """Eq. (1): puts (2N,) values into effect, first N learning rates, then N weight decays."""
-        lr, weight_decay = np.split(values, 2)
-        start = 0
-        for index, split in self.splits.items():
-            rows = slice(start, start + len(split.layers))
-            write_hyperparameters(self._optimizers[index], split, lr[rows], weight_decay[rows])
-            start = rows.stop
+        for index, lr, weight_decay in self._parts(values):
+            write_hyperparameters(self._optimizers[index], self.splits[index], lr, weight_decay)
+
+    def _parts(self, values: FloatArray) -> Iterator[tuple[int, FloatArray, FloatArray]]:
+        """Index, lrs and weight decays of each optimizer."""
+        ends = np.cumsum([len(split.layers) for split in self.splits.values()])[:-1]
+        lrs, decays = (np.split(half, ends) for half in np.split(values, 2))
+        return zip(self.splits, lrs, decays, strict=True)
 
     def by_layer(self, values: FloatArray) -> dict[str, dict[str, float]]:
         """(2N,) values as ``{"lr": {layer: value}, "weight_decay": {layer: value}}``."""
@@ -155,6 +184,14 @@ class LayerControl:
         return {
             name: dict(zip(self.layer_names, row.tolist(), strict=True))
             for name, row in zip(("lr", "weight_decay"), rows, strict=True)
+        }
+
+    def by_name(self, values: FloatArray) -> dict[str, float]:
+        """(2N,) values as ``{"lr/layer": value, ..., "weight_decay/layer": value, ...}``."""
+        return {
+            f"{name}/{layer}": value
+            for name, row in self.by_layer(values).items()
+            for layer, value in row.items()
         }
 
     def to_user_layout(self, checkpoint: dict[str, Any]) -> None:

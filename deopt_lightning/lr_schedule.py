@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, MutableMapping, Sequence
+import math
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
+from numpy.typing import NDArray
 from torch import nn
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
 from deopt_lightning.param_groups import GroupSplit, base_lr, set_option
+
+FloatArray = NDArray[np.float64]
+
+EQUAL = 1e-6  # relative difference of lrs that are one, in single precision
+BY_HAND = "Code beside LR schedulers"
 
 # Lists that torch's schedulers, and timm's, keep with one entry per parameter group.
 PER_GROUP = (
@@ -77,7 +86,7 @@ class Schedule:
 def apply_multipliers(
     optimizer: Optimizer, split: GroupSplit, schedulers: str | None = None
 ) -> list[RemovableHandle]:
-    """Multiplies each group's lr by its ``lr_multiplier`` for the length of each step.
+    """Multiplies each group's lr by its ``lr_multiplier`` for each step, once its loss is known.
 
     The scheduler goes on reading and writing the unscaled lr, so every kind of schedule keeps its
     shape exactly. The handles remove the two hooks.
@@ -89,21 +98,70 @@ def apply_multipliers(
     """
     scheduled: list[float] = []
 
-    def scale(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+    def scale() -> None:
         scheduled[:] = [float(group["lr"]) for group in optimizer.param_groups]
         if schedulers is not None:
             _check_parts_agree(scheduled, split, schedulers)
         for group in optimizer.param_groups:
             set_option(group, "lr", effective_lr(group))
 
-    def put_back(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+    def put_back() -> None:
         for group, lr in zip(optimizer.param_groups, scheduled, strict=True):
             set_option(group, "lr", lr)
 
+    def around(closure: Callable[[], Any]) -> Any:
+        put_back()  # it may be the closure that schedules
+        loss = closure()
+        scale()
+        return loss
+
+    def before(_: Optimizer, args: Any, kwargs: Any) -> tuple[Any, Any]:
+        scale()
+        args = tuple(partial(around, arg) if callable(arg) else arg for arg in args)
+        if kwargs.get("closure") is not None:
+            kwargs = {**kwargs, "closure": partial(around, kwargs["closure"])}
+        return args, kwargs
+
+    def after(_: Optimizer, args: Any, kwargs: Any) -> None:
+        put_back()
+
     return [
-        optimizer.register_step_pre_hook(scale),
-        optimizer.register_step_post_hook(put_back),
+        optimizer.register_step_pre_hook(before),
+        optimizer.register_step_post_hook(after),
     ]
+
+
+def lrs_by_hand(optimizer: Optimizer, split: GroupSplit, lr: FloatArray) -> list[float] | None:
+    """The lrs that the user's own code has written, without what was learned; None if it has not.
+
+    Code that multiplies the lrs that it finds leaves all of them the same multiple of the learned
+    ones, and the factor belongs to the user's own. Other code writes lrs of its own. Where it may
+    have been either, it is what changes less.
+
+    Args:
+        optimizer: A split optimizer without a scheduler.
+        split: How it was split.
+        lr: (N,) learned lrs that were written into it.
+    """
+    own = np.array([base_lr(split.user_options[user]) for user in split.user_index])
+    found = np.array([float(group["lr"]) for group in optimizer.param_groups])
+    layers = np.array(split.layer_index)
+    learned = np.where(layers < 0, own, own * lr[layers] / split.base_lr[layers])
+    ours = layers >= 0
+    if np.allclose(found[ours], learned[ours], rtol=EQUAL, atol=0):
+        return None
+    row = int(np.argmax(np.where(ours, learned, 0)))
+    factor = found[row] / learned[row]
+    is_multiple = np.allclose(found[ours], factor * learned[ours], rtol=EQUAL, atol=0)
+    if is_multiple and _change(factor) < _change(found[row] / own[row]):
+        found = own * factor
+    lrs: list[float] = found.tolist()
+    return lrs
+
+
+def _change(factor: float) -> float:
+    """How far a factor is from 1, up or down."""
+    return abs(math.log(factor)) if factor > 0 else math.inf
 
 
 def effective_lr(group: Mapping[str, Any]) -> float:
@@ -204,5 +262,5 @@ def _check_parts_agree(lrs: Sequence[float], split: GroupSplit, schedulers: str)
                 f"{schedulers} has given parts of parameter group {user} the lrs {first[user]:g} "
                 f"and {lr:g}. DEOptCallback splits parameter groups by layer, and a list with one "
                 "entry for each group that there was is too short then. Give such a list a name "
-                "that ends in 'lrs', or make it from optimizer.param_groups in each step."
+                "that ends in 'lrs', or go over all of optimizer.param_groups in each step."
             )

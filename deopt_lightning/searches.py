@@ -12,6 +12,7 @@ import lightning.pytorch as pl
 from deopt_lightning.averaging import regroup_schedule, stochastic_averages_of
 from deopt_lightning.chained import ChainedSearch
 from deopt_lightning.differential_evolution import DifferentialEvolution
+from deopt_lightning.epoch_start import schedulers_of
 from deopt_lightning.evaluators.probe import Monitor
 from deopt_lightning.generation import ProbeMaker, epochs_left
 from deopt_lightning.layer_control import LayerControl
@@ -69,7 +70,7 @@ def build_control(trainer: pl.Trainer, arguments: Mapping[str, Any]) -> LayerCon
         trainer.optimizers,
         trainer.lightning_module,
         arguments["layers"],
-        [config.scheduler for config in trainer.lr_scheduler_configs],
+        schedulers_of(trainer),
         optimizer_index=arguments["optimizer_index"],
         scheduled=bool(stochastic_averages),
     )
