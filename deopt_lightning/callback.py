@@ -82,9 +82,8 @@ class DEOptCallback(Callback):
         share_over_ranks: With ``strategy="ddp"``, each process trains candidates of its own,
             instead of all of them together every one, where the module has a method
             ``training_loss(batch)``. The results are the same up to rounding; see docs/scaling.md.
-        snapshot_device: Where the states of candidates and members are kept: None for the model's
-            device, ``"cpu"`` to leave a GPU's memory to training, ``"auto"`` for that where a GPU
-            has no room for all that there may be.
+        snapshot_device: Where states of candidates and members are kept: None for the model's
+            device, ``"cpu"``, or ``"auto"`` for that where a GPU lacks room beside training.
 
     Raises:
         ValueError: For an argument that cannot work, naming it and the way out.
