@@ -232,7 +232,7 @@ class DEOptCallback(Callback):
     ) -> None:
         """Lets the search see what hooks have made of the module by an epoch's first batch."""
         if idx == 0 and self._search is not None and not self._is_over():
-            self._control.settle(self._values)
+            self._control.settle(self._values, trainer.optimizers)
             self._search.first_batch_comes(trainer)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -310,7 +310,7 @@ class DEOptCallback(Callback):
         ends = trainer_seam.ends_now(trainer) or averaging.training_is_over(trainer)
         if ends or self._is_over():
             return None
-        self._control.settle(self._values)
+        self._control.settle(self._values, trainer.optimizers)
         # Not what the Trainer has by now, among which are metrics of training by the same names.
         logged = self._validated[1] if self._validated[0] == trainer.global_step else None
         outcome = self._search.epoch_ends(trainer, self._is_due(trainer), logged)

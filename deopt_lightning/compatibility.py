@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import lightning.pytorch as pl
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
 
 from deopt_lightning.averaging import stochastic_averages_of
@@ -16,6 +18,10 @@ from deopt_lightning.trainer_seam import has_validation_data
 
 _SHARDED = ("FSDPStrategy", "DeepSpeedStrategy", "ModelParallelStrategy", "XLAFSDPStrategy")
 _WEIGHT_CHANGING = ("BaseFinetuning", "ModelPruning")
+_USUAL_WORDS = {  # in names of metrics, and the mode that goes with them
+    "max": "acc accuracy auc auroc bleu dice f1 iou map mrr ndcg precision psnr r2 recall ssim",
+    "min": "cer err error fid loss mae mape mse nll perplexity ppl rmse wer",
+}
 
 
 def check_arguments(arguments: Mapping[str, Any]) -> None:
@@ -37,6 +43,7 @@ def check_arguments(arguments: Mapping[str, Any]) -> None:
         )
     if not arguments["monitor"]:
         raise ValueError("monitor must name a validation metric; got an empty string.")
+    _warn_of_mode(arguments["monitor"], arguments["mode"])
     search = ("population_size", "strategy", "local_search", "repair")
     check_settings(**{name: arguments[name] for name in search})
     _check_at_least("every_n_epochs", arguments["every_n_epochs"], 1)
@@ -69,6 +76,18 @@ def check_resumed(state: Mapping[str, Any], layers: list[str], carry: str) -> No
         raise ValueError(
             f"The checkpoint was written with carry={state['carry']!r}, this run has "
             f"carry={carry!r}. Resume with the same."
+        )
+
+
+def _warn_of_mode(monitor: str, mode: str) -> None:
+    """Says that a mode is unusual for a metric of that name; a run would unlearn."""
+    words = set(re.split(r"[^a-z0-9]+", monitor.lower()))
+    usual = [name for name, known in _USUAL_WORDS.items() if not words.isdisjoint(known.split())]
+    if len(usual) == 1 and usual != [mode]:
+        rank_zero_warn(
+            f"DEOptCallback(monitor={monitor!r}, mode={mode!r}) learns towards the "
+            f"{'largest' if mode == 'max' else 'smallest'} {monitor}. Pass mode={usual[0]!r} if "
+            "the opposite is better."
         )
 
 
@@ -151,6 +170,10 @@ def _problems(
             not overrides(module, "validation_step"),
             f"scores candidates by validation, but {type(module).__name__} has no "
             "validation_step. Add one that logs the monitor.",
+        ),
+        (
+            trainer.barebones,
+            "reads what validation logs, and Trainer(barebones=True) logs nothing. Leave it out.",
         ),
         (
             trainer.limit_val_batches == 0 or not has_validation_data(trainer),

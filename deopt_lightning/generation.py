@@ -262,7 +262,8 @@ def warn_all_diverged(trainer: pl.Trainer) -> None:
     """Says that a generation has found nothing to adopt."""
     rank_zero_warn(
         f"DEOptCallback: every candidate diverged after epoch {trainer.current_epoch}; lr and "
-        "weight decay stay as they are. Lower the upper lr bound if this repeats."
+        "weight decay stay as they are. If this repeats, lower the upper lr bound, or look for "
+        "what is not finite in data, loss or monitor."
     )
 
 

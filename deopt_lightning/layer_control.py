@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from numpy.typing import NDArray
 from torch import nn
 from torch.optim import Optimizer
@@ -144,12 +145,22 @@ class LayerControl:
         for index, split in self.splits.items():
             check_groups(self._optimizers[index], split)
 
-    def settle(self, values: FloatArray) -> None:
+    def settle(self, values: FloatArray, optimizers: Sequence[Optimizer]) -> None:
         """Lets learned lrs be factors of lrs that the user's own code has written.
 
         Args:
             values: (2N,) values that are in effect, unless other code has written over them.
+            optimizers: The model's optimizers, which must be those that were split.
+
+        Raises:
+            MisconfigurationException: If groups or optimizers are others than at the start.
         """
+        if any(optimizers[index] is not known for index, known in self._optimizers.items()):
+            raise MisconfigurationException(
+                "The Trainer's optimizers are not those that DEOptCallback split by layer at the "
+                "start of the fit. Optimizers cannot be replaced during a fit, as by "
+                "setup_optimizers. Make the whole model and its optimizers in the beginning."
+            )
         self.check()
         for index, lr, _ in self._parts(values):
             optimizer, split = self._optimizers[index], self.splits[index]

@@ -71,7 +71,8 @@ class ProbeLoops:
         """Trains on the batches."""
         trainer, loop = self.trainer, self.epoch_loop
         updates = averaging.updates_of(self._averages)
-        for progress, counts in zip(_step_progress(loop), self.progress, strict=True):
+        # Checkpoints of earlier versions have no count of batches.
+        for progress, counts in zip(_step_progress(loop), self.progress, strict=False):
             progress.load_state_dict(deepcopy(counts))
         fetcher = _PrefetchDataFetcher()
         fetcher.setup(CombinedLoader(Replay(self.batches), "max_size_cycle"))
@@ -167,14 +168,14 @@ def quiet_loops(
 
 
 def step_counts(trainer: pl.Trainer) -> list[dict[str, Any]]:
-    """The Trainer's counts of optimizer steps, from which `trainer.global_step` follows."""
+    """The Trainer's counts of optimizer steps, and so `trainer.global_step`, and of batches."""
     return [dict(part.state_dict()) for part in _step_progress(trainer.fit_loop.epoch_loop)]
 
 
 def _step_progress(loop: Any) -> list[Any]:
-    """Where an epoch loop counts optimizer steps, automatic and manual ones."""
+    """Where an epoch loop counts optimizer steps, automatic and manual ones, and batches."""
     automatic, manual = loop.automatic_optimization, loop.manual_optimization
-    return [automatic.optim_progress, manual.optim_step_progress]
+    return [automatic.optim_progress, manual.optim_step_progress, loop.batch_progress]
 
 
 def ends_now(trainer: Any) -> bool:

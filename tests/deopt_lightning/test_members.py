@@ -87,6 +87,19 @@ def test_members_with_equal_values_train_as_the_trainer_does(
     assert trainer.global_step == 3 * steps
 
 
+def test_members_count_batches_as_the_trainer_does(tmp_path: Path) -> None:
+    class Falls(Plain):
+        def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
+            done = self.trainer.fit_loop.epoch_loop.total_batch_idx / 36
+            return super().training_step(batch, batch_idx) * (1 - 0.5 * done)
+
+    plain, _ = fit(tmp_path / "plain", model=Falls, num_sanity_val_steps=0)
+    callback = pinned()
+    model, _ = fit(tmp_path / "search", [callback], model=Falls, num_sanity_val_steps=0)
+    assert same_state(plain.state_dict(), model.state_dict())
+    assert [len(set(record["perf"])) for record in callback.history] == [1, 1, 1]
+
+
 class Pair(NamedTuple):
     x: torch.Tensor
     y: torch.Tensor

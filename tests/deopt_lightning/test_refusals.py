@@ -248,6 +248,52 @@ def test_probes_without_an_optimizer_step_are_refused(tmp_path: Path) -> None:
         fit(tmp_path, [callback], model=ManualModel)
 
 
+class Grows(TinyModel):
+    """Replaces a layer, and the optimizer with it, as its second epoch starts."""
+
+    def on_train_epoch_start(self) -> None:
+        if self.current_epoch == 1:
+            self.last = torch.nn.Linear(8, 1)
+            self.trainer.strategy.setup_optimizers(self.trainer)
+
+
+@pytest.mark.parametrize("options", [{}, {"probe_steps": 2}])
+def test_optimizers_that_are_replaced_during_the_fit_are_refused(
+    options: dict[str, Any], tmp_path: Path
+) -> None:
+    with pytest.raises(MisconfigurationException, match="Optimizers cannot be replaced during a"):
+        fit(tmp_path, [DEOptCallback("val_loss", **options)], model=Grows)
+
+
+def test_a_trainer_that_logs_nothing_is_refused() -> None:
+    trainer = L.Trainer(
+        barebones=True, accelerator="cpu", max_epochs=1, callbacks=[DEOptCallback("val_loss")]
+    )
+    with pytest.raises(MisconfigurationException, match=r"barebones=True\) logs nothing"):
+        trainer.fit(TinyModel(), train_loader(), val_loader())
+
+
+@pytest.mark.parametrize(
+    ("monitor", "mode", "usual"),
+    [
+        ("val_acc", "min", "max"),
+        ("val/ndcg@10", "min", "max"),
+        ("Val Loss", "max", "min"),
+        ("val_acc", "max", None),
+        ("val_loss", "min", None),
+        ("accuracy_loss", "max", None),
+        ("score", "min", None),
+    ],
+)
+def test_a_mode_that_would_unlearn_is_remarked_on(
+    monitor: str, mode: Any, usual: str | None, recwarn: pytest.WarningsRecorder
+) -> None:
+    DEOptCallback(monitor, mode)
+    texts = [str(warning.message) for warning in recwarn]
+    assert len(texts) == (usual is not None)
+    assert all(repr(monitor) in text and f"Pass mode={usual!r}" in text for text in texts)
+
+
 class Unfreezes(TinyModel):
     """Adds a group to the optimizer, by hand, as its second epoch starts."""
 
