@@ -107,13 +107,20 @@ def keep_or_redraw(
 
 def bytes_of(batch: Any) -> int:
     """What the tensors and arrays of a batch take, also those among an object's attributes."""
-    if isinstance(batch, torch.Tensor | np.ndarray):
-        return batch.nbytes
-    if isinstance(batch, dict):
-        return sum(map(bytes_of, batch.values()))
-    if isinstance(batch, list | tuple):
-        return sum(map(bytes_of, batch))
-    return sum(map(bytes_of, getattr(batch, "__dict__", {}).values()))
+    size, seen, waiting = 0, set(), [batch]
+    for part in waiting:  # which becomes longer
+        if id(part) in seen:
+            continue
+        seen.add(id(part))
+        if isinstance(part, torch.Tensor | np.ndarray):
+            size += part.nbytes
+        elif isinstance(part, dict):
+            waiting += part.values()
+        elif isinstance(part, list | tuple):
+            waiting += part
+        else:
+            waiting += getattr(part, "__dict__", {}).values()
+    return size
 
 
 class Replay:
