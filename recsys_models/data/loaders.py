@@ -71,9 +71,10 @@ def ranking_batches(
         )
     rounds = -(-len(users) // (users_per_batch * num_replicas))
     count = min(rounds, len(users) // num_replicas) * num_replicas
+    seen_of, relevant_of = seen.csr(), relevant.csr()
     batches = []
     for chunk in np.array_split(users, max(count, 1)):
-        pairs = (*_rows(seen, chunk), *_rows(relevant, chunk))
+        pairs = (*rows_of(seen_of, chunk), *rows_of(relevant_of, chunk))
         batches.append(RankingBatch(torch.from_numpy(chunk), *pairs, one_by_one))
     return batches
 
@@ -87,6 +88,20 @@ def users_within(score_bytes: int, num_items: int) -> int:
             f"items; got {score_bytes}. Raise it, or give eval_batch_size."
         )
     return users
+
+
+def rows_of(csr: tuple[IntArray, IntArray], users: IntArray) -> tuple[Tensor, Tensor]:
+    """Row within `users` and item of each of their pairs, in ascending order.
+
+    Args:
+        csr: of all pairs, see `Interactions.csr`.
+        users: some users.
+    """
+    indptr, items = csr
+    counts = indptr[users + 1] - indptr[users]
+    rows = np.repeat(np.arange(len(users)), counts)
+    within_row = np.arange(len(rows)) - np.repeat(np.cumsum(counts) - counts, counts)
+    return torch.from_numpy(rows), torch.from_numpy(items[indptr[users][rows] + within_row])
 
 
 class ShuffledBatches(DistributedSampler[Tensor]):
@@ -175,15 +190,6 @@ class _ListOfBatches(Dataset[RankingBatch]):
 
     def __len__(self) -> int:
         return len(self._batches)
-
-
-def _rows(interactions: Interactions, users: IntArray) -> tuple[Tensor, Tensor]:
-    """Row within `users` and item of each of their pairs, in ascending order."""
-    indptr, items = interactions.csr()
-    counts = indptr[users + 1] - indptr[users]
-    rows = np.repeat(np.arange(len(users)), counts)
-    within_row = np.arange(len(rows)) - np.repeat(np.cumsum(counts) - counts, counts)
-    return torch.from_numpy(rows), torch.from_numpy(items[indptr[users][rows] + within_row])
 
 
 def _world(num_replicas: int | None, rank: int | None) -> tuple[int, int]:

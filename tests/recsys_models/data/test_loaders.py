@@ -1,3 +1,5 @@
+import time
+
 import numpy as np
 import pytest
 import torch
@@ -120,3 +122,16 @@ def test_ranks_share_the_ranking_users_exactly_and_get_equally_many_batches(
 def test_fewer_ranking_users_than_ranks_are_refused(split):
     with pytest.raises(ValueError, match="for 64 ranks"):
         ranking_batches(split.test, split.train, 10, num_replicas=64)
+
+
+def test_the_time_of_many_ranking_batches_grows_with_their_pairs():
+    """Not with the number of batches times that of all pairs: 50,000 items make thousands."""
+    data = synthetic_interactions(num_users=2000, num_items=400, num_interactions=300_000)
+
+    def seconds(work) -> float:
+        start = time.process_time()
+        work()
+        return time.process_time() - start
+
+    once = min(seconds(data.csr) for _ in range(5))
+    assert seconds(lambda: ranking_batches(data, data, users_per_batch=1)) < 1000 * once
