@@ -17,10 +17,11 @@ from hydra.errors import InstantiationException
 from hydra.types import RunMode
 from hydra.utils import instantiate
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from numpy.typing import NDArray
 from omegaconf import DictConfig
 
-from recsys_models.baselines import EASE, MostPop
+from recsys_models.baselines import EASE, MOST_ITEMS, MostPop
 from recsys_models.costs import Clock, best_so_far, total
 from recsys_models.data import RecsysDataModule
 from recsys_models.experiment import Experiment, drop_losers
@@ -224,8 +225,14 @@ def _read_test_set(
         return metrics, {"val": {}, "test": {}}, {}
     validation = data.val_dataloader()
     device = trainer.strategy.root_device
-    ease = EASE.select(data.train, validation, device=device)
-    rows = {"MostPop": MostPop(data.train).score_users, "EASE": ease.score_users}
+    rows = {"MostPop": MostPop(data.train).score_users}
+    if data.num_items <= MOST_ITEMS:
+        rows["EASE"] = EASE.select(data.train, validation, device=device).score_users
+    else:
+        rank_zero_warn(
+            f"EASE is left out of the table: its time grows with the cube of {data.num_items} "
+            f"items, its memory with their square. It is shown for up to {MOST_ITEMS} items."
+        )
     top_k = getattr(model, "top_k", (10,))
     references = {
         stage: {name: evaluate(score, batches, top_k, device) for name, score in rows.items()}

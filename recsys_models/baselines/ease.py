@@ -13,6 +13,7 @@ from recsys_models.data.interactions import Interactions
 from recsys_models.metrics import evaluate
 
 PENALTIES = (100.0, 300.0, 1000.0, 3000.0)
+MOST_ITEMS = 12_000  # for a reference beside a run: 5 GB and some minutes; twice as many, 20 GB
 
 
 class EASE:

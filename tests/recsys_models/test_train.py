@@ -128,6 +128,15 @@ def test_test_set_is_read_once_and_only_after_training(compose_train, monkeypatc
     assert events == ["fit has ended", "test loader"]
 
 
+def test_with_many_items_ease_is_left_out_of_the_table(compose_train, tmp_path, monkeypatch):
+    """Its memory grows with the square of their number, and would end a run that is trained."""
+    monkeypatch.setattr(train, "MOST_ITEMS", 39)
+    with pytest.warns(UserWarning, match="EASE is left out of the table: .* the cube of 40 items"):
+        train.run(compose_train(*SHORT))
+    result = read_result(tmp_path)
+    assert list(result["reference"]) == list(result["reference_val"]) == ["MostPop"]
+
+
 def test_reports_the_best_epoch_and_not_the_last(compose_train, tmp_path):
     # So large a step ruins the ranking after the first epochs.
     overrides = ("trainer.max_epochs=8", "+data.batch_size=16", "optimizer.lr=0.3", "seed=1")
