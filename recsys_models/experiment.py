@@ -37,18 +37,23 @@ class Experiment:
     def data(self) -> L.LightningDataModule:
         """The data, read once in each process."""
         if self._data is None:
-            data: L.LightningDataModule = instantiate(self.cfg.data)
+            data: L.LightningDataModule = instantiate(self.cfg.data, _convert_="all")
             data.prepare_data()
             data.setup("fit")
             self._data = data
         return self._data
+
+    @property
+    def _pairs(self) -> str | None:
+        """Tells these training pairs from others, such as those of a table that has changed."""
+        return getattr(self.data, "fingerprint", None)
 
     def fit(self, setting: Setting, watch: Watch | None = None) -> Outcome:
         """Train a setting, or read what an earlier run of the same sweep has made of it."""
         name = f"lr={setting.lr!r},weight_decay={setting.weight_decay!r}"
         folder = self.folder / "points" / name
         cfg = self.at(setting, folder)
-        outcome = _finished(folder, cfg)
+        outcome = _finished(folder, cfg, self._pairs)
         if outcome is not None:
             if watch is not None:
                 any(watch(epoch, row.value) for epoch, row in enumerate(outcome.curve))
@@ -61,7 +66,7 @@ class Experiment:
         if diverged:
             outcome = _without_value(outcome)
         if training.trainer.is_global_zero:
-            _write(folder, cfg, outcome)
+            _write(folder, cfg, self._pairs, outcome)
         training.drop_last()
         return outcome
 
@@ -138,12 +143,12 @@ def _key(cfg: DictConfig) -> dict[str, Any]:
     return cast(dict[str, Any], json.loads(json.dumps(plain).replace(json.dumps(folder)[1:-1], "")))
 
 
-def _finished(folder: Path, cfg: DictConfig) -> Outcome | None:
+def _finished(folder: Path, cfg: DictConfig, pairs: str | None) -> Outcome | None:
     path = folder / "point.json"
     if not path.is_file():
         return None
     saved = json.loads(path.read_text())
-    if saved["configuration"] != _key(cfg):
+    if saved["configuration"] != _key(cfg) or saved.get("pairs", pairs) != pairs:
         return None
     outcome = saved["outcome"]
     if outcome["weights"]:
@@ -151,11 +156,12 @@ def _finished(folder: Path, cfg: DictConfig) -> Outcome | None:
     return Outcome.from_dict(outcome)
 
 
-def _write(folder: Path, cfg: DictConfig, outcome: Outcome) -> None:
+def _write(folder: Path, cfg: DictConfig, pairs: str | None, outcome: Outcome) -> None:
     plain = outcome.as_dict()
     if plain["weights"]:
         plain["weights"] = os.path.relpath(plain["weights"], folder)
     folder.mkdir(parents=True, exist_ok=True)
     unfinished = folder / "point.json.part"  # a run that is killed leaves no half file
-    unfinished.write_text(json.dumps({"configuration": _key(cfg), "outcome": plain}))
+    point = {"configuration": _key(cfg), "pairs": pairs, "outcome": plain}
+    unfinished.write_text(json.dumps(point))
     unfinished.replace(folder / "point.json")

@@ -68,6 +68,8 @@ def run(cfg: DictConfig) -> float:
     """
     clock = Clock()
     experiment = Experiment(cfg)
+    if isinstance(experiment.data, RecsysDataModule):
+        experiment.data.check_held_out()  # now, not when all is trained
     sweep: Sweep | None = instantiate(cfg.tuner.get("sweep"))
     if sweep is None:
         training = Training(cfg, experiment.data, goes_on=cfg.ckpt_path is not None)

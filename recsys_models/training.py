@@ -51,7 +51,7 @@ class Training:
         L.seed_everything(cfg.seed, workers=True, verbose=False)
         if cfg.threads is not None:
             torch.set_num_threads(cfg.threads)
-        self.model: L.LightningModule = instantiate(cfg.model, **_sizes(data))
+        self.model: L.LightningModule = instantiate(cfg.model, _convert_="all", **_sizes(data))
         _check_monitor(cfg.monitor, self.model)
         own = [instantiate(entry) for entry in cfg.callbacks.values()]
         # Tuners are known by what they offer, not by class: this package imports none of them.

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
+from functools import cached_property
+from hashlib import sha256
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import lightning as L
 import numpy as np
@@ -34,6 +36,9 @@ PROTOCOLS = ("honest", "paper", "lambda_opt")
 
 class RecsysDataModule(L.LightningDataModule):
     """Implicit feedback, split in three, for training on pairs and for ranking all items.
+
+    A checkpoint keeps the arguments, for ``load_from_checkpoint``, and which pairs were trained on:
+    nothing goes on from it, nor is tested, with others.
 
     Attributes, all there after `setup`:
         train, validation, test: disjoint `Interactions` over the same users and items.
@@ -113,6 +118,7 @@ class RecsysDataModule(L.LightningDataModule):
         synthetic: Mapping[str, int | float] | None = None,
     ) -> None:
         super().__init__()
+        self.save_hyperparameters(logger=False)
         _check_one_of("dataset", dataset, DATASETS)
         _check_one_of("split", split, SPLITS)
         _check_one_of("protocol", protocol, PROTOCOLS)
@@ -161,6 +167,7 @@ class RecsysDataModule(L.LightningDataModule):
         self.separator = separator
         self.synthetic = _check_synthetic(dataset, dict(synthetic or {}))
         self._is_set_up = False
+        self._pairs_of_checkpoint: str | None = None
 
     def prepare_data(self) -> None:
         """Download the rating file if asked to and if it is not there yet."""
@@ -175,8 +182,11 @@ class RecsysDataModule(L.LightningDataModule):
         self.user_ids, self.item_ids = ratings.user_ids, ratings.item_ids
         self.num_users = ratings.interactions.num_users
         self.num_items = ratings.interactions.num_items
-        self.train, self.validation, self.test = self.divide(ratings)
+        parts = self.divide(ratings)
+        self.train, self.validation, self.test = parts
+        self._counts = dict(zip(("train", "validation", "test"), map(len, parts), strict=True))
         self._is_set_up = True
+        self._check_pairs()
 
     def load(self) -> Ratings:
         """Read or generate the whole data set and filter it."""
@@ -199,6 +209,30 @@ class RecsysDataModule(L.LightningDataModule):
         divide = per_user_split if self.split == "per_user" else random_split
         return divide(ratings.interactions, self.ratios, self.split_seed)
 
+    def check_held_out(self) -> None:
+        """Raise where validation or test have nothing to rank; the test set itself is not read."""
+        self._check_positives("validation")
+        self._check_positives("test")
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Tells training pairs from others, and their users and items; there after `setup`."""
+        digest = sha256()
+        for part in (self.user_ids, self.item_ids, self.train.users, self.train.items):
+            digest.update(part.tobytes())
+        return digest.hexdigest()
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint says of the data: where the file lies, and which pairs were trained."""
+        file = None if self.dataset == "synthetic" else str(self._file().absolute())
+        return {"file": file, "pairs": self.fingerprint}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Refuse a checkpoint of other pairs, now or as soon as this data is read."""
+        self._pairs_of_checkpoint = state_dict["pairs"]
+        if self._is_set_up:
+            self._check_pairs()
+
     @property
     def skipped_users(self) -> dict[str, int]:
         """Users that validation and test leave out, for want of a held-out pair."""
@@ -213,12 +247,12 @@ class RecsysDataModule(L.LightningDataModule):
 
     def val_dataloader(self) -> DataLoader[RankingBatch]:
         """Users with validation positives; their training items are to be masked."""
-        self._check_positives("validation", self.validation)
+        self._check_positives("validation")
         return self._ranking_loader(self.validation, self.train)
 
     def test_dataloader(self) -> DataLoader[RankingBatch]:
         """Users with test positives; their training (and validation) items are to be masked."""
-        self._check_positives("test", self.test)
+        self._check_positives("test")
         seen = self.train.union(self.validation) if self.mask_validation_at_test else self.train
         return self._ranking_loader(self.test, seen)
 
@@ -229,11 +263,21 @@ class RecsysDataModule(L.LightningDataModule):
         return ranking_loader(relevant, seen, users, one_by_one=self.protocol == "lambda_opt")
 
     def _file(self) -> Path:
-        return Path(self.path) if self.path else ratings_path(self.dataset, self.data_dir)
+        if self.path:
+            return Path(self.path).expanduser()
+        return ratings_path(self.dataset, self.data_dir)
 
-    def _check_positives(self, part: str, interactions: Interactions) -> None:
-        if not len(interactions):
-            count = len(self.train) + len(self.validation) + len(self.test)
+    def _check_pairs(self) -> None:
+        if self._pairs_of_checkpoint not in (None, self.fingerprint):
+            raise ValueError(
+                f"the checkpoint was trained on other pairs than the {len(self.train)} training "
+                f"pairs of {self.num_users} users and {self.num_items} items here, among which may "
+                "be its validation and test pairs. Use the file, filters, split, ratios and "
+                "split_seed that it was trained with, or train anew."
+            )
+
+    def _check_positives(self, part: str) -> None:
+        if not self._counts[part]:
             rule, remedy = (
                 ("split is leave_one_out", "It needs users with three pairs or more.")
                 if self.split == "leave_one_out"
@@ -241,7 +285,7 @@ class RecsysDataModule(L.LightningDataModule):
             )
             raise ValueError(
                 f"the {part} set has no positives, so there is nothing to rank; {rule} "
-                f"of {count} pairs. {remedy}"
+                f"of {sum(self._counts.values())} pairs. {remedy}"
             )
 
 

@@ -64,6 +64,15 @@ def test_with_the_callback_everything_is_what_it_would_have_been(both):
     assert all(row in reached[1] for row in reached[0])
 
 
+def test_other_pairs_than_the_checkpoint_was_trained_on_are_refused(compose_train, tmp_path):
+    """They may be those that validation and test ask for."""
+    train.run(compose_train(*SHORT, "tuner=none"))
+    best = tmp_path / "out" / "checkpoints" / "best.ckpt"
+    for other in ("+data.split_seed=1", "+data.ratios=[0.6,0.2,0.2]"):
+        with pytest.raises(ValueError, match="trained on other pairs than the"):
+            train.run(compose_train(*SHORT, other, "trainer.max_epochs=9", f"ckpt_path={best}"))
+
+
 def test_a_sweep_takes_no_checkpoint(compose_train):
     with pytest.raises(ValueError, match="ckpt_path is for one training; got 'last.ckpt' and a"):
         train.run(compose_train(*SHORT, "tuner=grid", "ckpt_path=last.ckpt"))

@@ -274,6 +274,16 @@ def test_points_of_another_configuration_are_trained_again(compose_train, fits):
     assert len(fits) == 4 + 2 + 4
 
 
+def test_points_of_a_table_that_has_changed_are_trained_again(compose_train, fits, rating_files):
+    table = ("data=table", f"data.path={rating_files['table']}")
+    for _ in range(2):
+        train.run(compose_train(*SHORT, *table, "tuner=grid"))
+    assert len(fits) == 4
+    rating_files["table"].write_text(rating_files["table"].read_text() + "61,1\n61,2\n")
+    train.run(compose_train(*SHORT, *table, "tuner=grid"))
+    assert len(fits) == 4 + 4
+
+
 def test_processes_side_by_side_give_the_same(compose_train, tmp_path, rating_files, monkeypatch):
     data = ("data=filmtrust", f"data.path={rating_files['filmtrust']}")  # fixtures stay here
     grid = (*SHORT, *data, "tuner=grid", "search.grid=[2,1]")

@@ -128,6 +128,12 @@ def test_test_set_is_read_once_and_only_after_training(compose_train, monkeypatc
     assert events == ["fit has ended", "test loader"]
 
 
+def test_a_test_set_without_a_pair_is_refused_before_training(compose_train, tmp_path):
+    with pytest.raises(ValueError, match="the test set has no positives"):
+        train.run(compose_train(*SHORT, "+data.ratios=[0.8,0.2,0]"))
+    assert not (tmp_path / "out" / "checkpoints").exists()
+
+
 def test_with_many_items_ease_is_left_out_of_the_table(compose_train, tmp_path, monkeypatch):
     """Its memory grows with the square of their number, and would end a run that is trained."""
     monkeypatch.setattr(train, "MOST_ITEMS", 39)
