@@ -48,6 +48,29 @@ def ranks_of_relevant(scores: Tensor, batch: RankingBatch, k: int) -> Tensor:
     return torch.full_like(batch.relevant_rows, k).index_copy_(0, near, ranks)
 
 
+def best_items(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """The K best items of each user, best first; equal scores rank the lower id first.
+
+    Args:
+        scores: shape (B, I), higher is better.
+        k: number of places, at most I.
+
+    Returns:
+        Items and their scores, both of shape (B, K).
+
+    Raises:
+        FloatingPointError: a score is NaN.
+    """
+    best, items = scores.topk(k, dim=1)
+    _refuse_nan(best)
+    # topk leaves open which of equal scores it takes: whole rows are sorted where it had to choose.
+    tied = (scores >= best[:, -1:]).sum(dim=1) > k
+    items[tied] = scores[tied].sort(dim=1, descending=True, stable=True).indices[:, :k]
+    items = items.sort(dim=1).values
+    best, order = scores.gather(1, items).sort(dim=1, descending=True, stable=True)
+    return items.gather(1, order), best
+
+
 def ranks_by(scorer: Scorer, batch: RankingBatch, k: int) -> Tensor:
     """The same by what gives scores; on a CPU it is asked for a few users at a time."""
     on_cpu = batch.users.device.type == "cpu"

@@ -3,7 +3,7 @@
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
-from typing import Self
+from typing import Any, Self
 
 import lightning as L
 import torch
@@ -20,12 +20,17 @@ from recsys_models.optim import RowSparseOptimizer
 
 OptimizerFactory = Callable[[Iterable[Parameter]], Optimizer]
 
+MODEL = "recommender"  # by this name a checkpoint says which model it is of
+
 
 class RecommenderModule(L.LightningModule):
     """A recommender that scores all items for a user and is judged by its ranking of them.
 
     Logs ``train/loss``, then ``val/ndcg@10``, ``val/recall@10``, ``val/hr@10`` and the same names
     under ``test/``, each a mean over users.
+
+    A checkpoint keeps the arguments but the optimizer, so that ``load_from_checkpoint`` builds the
+    model.
 
     Args:
         num_users: user ids are 0 to num_users - 1.
@@ -49,6 +54,7 @@ class RecommenderModule(L.LightningModule):
         for name, size in (("num_users", num_users), ("num_items", num_items)):
             if size < 1:
                 raise ValueError(f"{name} must be at least 1; got {size}. Read it from the data.")
+        self.save_hyperparameters(ignore=["optimizer"], logger=False)
         self.num_users = num_users
         self.num_items = num_items
         self.top_k = tuple(top_k)
@@ -141,6 +147,10 @@ class RecommenderModule(L.LightningModule):
         if not mode:
             self.bring_up_to_date()
         return super().train(mode)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Note which of the models this is."""
+        checkpoint[MODEL] = type(self).__name__
 
     def on_fit_start(self) -> None:
         """Refuse what would look for the gradients of rows in vain."""
