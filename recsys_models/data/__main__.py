@@ -60,7 +60,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     add("--dataset", action=_Gather, choices=DATASETS, default=None, help="may be repeated")
-    add("--path", action=_Gather, help="rating file or table, or a .zip file that holds it")
+    add("--path", action=_Gather, help="rating file or table, also packed (.zip, .gz, .bz2, .xz)")
     add("--data-dir", action=_Gather, help="folder in which published files are looked up")
     add("--split", action=_Gather, choices=SPLITS)
     add("--split-seed", action=_Gather, type=int)

@@ -1,17 +1,28 @@
-"""Opens a data file as it is, or as a member of the zip archive it came in."""
+"""Opens a data file as it is, or unpacked: of a zip archive a member, of .gz, .bz2 or .xz all."""
 
 from __future__ import annotations
 
+import bz2
+import gzip
+import lzma
 import zipfile
-from collections.abc import Iterator
+import zlib
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
-from typing import IO
+from typing import IO, Any
+
+_UNPACKED_BY: dict[str, Callable[..., Any]] = {
+    ".gz": gzip.open,
+    ".bz2": bz2.open,
+    ".xz": lzma.open,
+}
+_DAMAGE = (zipfile.BadZipFile, lzma.LZMAError, zlib.error, EOFError, OSError)
 
 
 @contextmanager
 def open_data(path: Path, wanted: tuple[str, ...]) -> Iterator[tuple[IO[bytes], str]]:
-    """The bytes of a file, unpacked on the fly where its name ends in .zip, and its inner name.
+    """The bytes of a file, unpacked on the fly where its name says so, and its inner name.
 
     Args:
         path: the file or archive.
@@ -21,16 +32,22 @@ def open_data(path: Path, wanted: tuple[str, ...]) -> Iterator[tuple[IO[bytes], 
     Raises:
         ValueError: not exactly one member matches, or the archive is damaged.
     """
-    if path.suffix.lower() != ".zip":
-        with path.open("rb") as file:
-            yield file, path.name
-        return
+    suffix = path.suffix.lower()
     try:
-        with zipfile.ZipFile(path) as archive:
-            member = _member(path, archive, wanted)
-            with archive.open(member) as file:
-                yield file, PurePosixPath(member).name
-    except zipfile.BadZipFile as error:
+        if suffix == ".zip":
+            with zipfile.ZipFile(path) as archive:
+                member = _member(path, archive, wanted)
+                with archive.open(member) as file:
+                    yield file, PurePosixPath(member).name
+        elif suffix in _UNPACKED_BY:
+            with _UNPACKED_BY[suffix](path, "rb") as file:
+                yield file, path.stem
+        else:
+            with path.open("rb") as file:
+                yield file, path.name
+    except _DAMAGE as error:
+        if getattr(error, "errno", None):  # what the system says of a file, not of its content
+            raise
         raise ValueError(f"{path} is damaged ({error}). Fetch the archive again.") from error
 
 

@@ -48,8 +48,8 @@ class RecsysDataModule(L.LightningDataModule):
     Args:
         dataset: "synthetic" (generated, no file needed), "table" (your own data), "filmtrust",
             "ml_100k", "ml_1m", "ml_10m" or "eachmovie".
-        path: the rating file or table, or a .zip file that holds it. When None, a published file
-            is looked up in `data_dir`.
+        path: the rating file or table, also packed as .gz, .bz2, .xz or in a .zip file. When None,
+            a published file is looked up in `data_dir`.
         data_dir: folder that holds filmtrust/ratings.txt, ml-100k/u.data, ml-1m/ratings.dat,
             ml-10m/ratings.dat or eachmovie/Vote.txt. When None, the environment variable
             RECSYS_DATA names it, else it is ~/.cache/recsys_models.

@@ -48,14 +48,15 @@ class Columns:
 def read_table(
     path: str | os.PathLike[str], columns: Columns | None = None, separator: str | None = None
 ) -> Ratings:
-    """Read interactions from a table with a header, in plain form or as a member of a .zip file.
+    """Read interactions from a table with a header, in plain form or packed.
 
     Ids that are all whole numbers are ordered as numbers, others as text. Of several rows of a
-    pair the last counts.
+    pair the latest counts, or the last in the file where there are no times.
 
     Args:
-        path: a file whose name ends in .csv, .tsv, .tab, .parquet or .pq, or a .zip file with one
-            such member. Any other name stands for comma separated text.
+        path: a file whose name ends in .csv, .tsv, .tab, .parquet or .pq, also with .gz, .bz2 or
+            .xz behind it, or a .zip file with one such member. Any other name stands for comma
+            separated text.
         columns: names of the columns; "user" and "item" when None.
         separator: the character between the fields of a text table, where its name misleads.
 
@@ -65,7 +66,12 @@ def read_table(
     """
     columns, path = columns or Columns(), Path(path)
     if not path.is_file():
-        raise FileNotFoundError(f"there is no table at {path}. Give the file with data.path=FILE.")
+        kind = ", which is a folder" if path.is_dir() else ""
+        raise FileNotFoundError(
+            f"there is no table at {path}{kind}. Give a file on this machine with data.path=FILE."
+        )
+    if separator is not None and len(separator.encode()) != 1:
+        raise ValueError(f"separator must be one character, such as ';'; got {separator!r}.")
     with open_data(path, (*_SEPARATORS, *_PARQUET)) as (file, name):
         content = file.read()
     suffix = Path(name).suffix.lower()
@@ -74,8 +80,9 @@ def read_table(
     if not frame.height:
         raise ValueError(f"{path} holds no rows below its header. Write it again.")
 
-    for column in (columns.user, columns.item):
-        table.check(frame[column], frame[column])
+    ids = [table.ids(frame[column]) for column in (columns.user, columns.item)]
+    for column in ids:
+        table.check(column, column)
     numbers = {}
     if columns.rating:
         rating = frame[columns.rating]
@@ -85,9 +92,12 @@ def read_table(
         numbers["times"] = seconds(frame[columns.time])
         table.check(numbers["times"], frame[columns.time])
     values, times = (numbers[k].to_numpy() if k in numbers else None for k in ("values", "times"))
-    return Ratings.from_rows(
-        _index(frame[columns.user]), _index(frame[columns.item]), values, times
-    )
+    (user_ids, users), (item_ids, items) = map(_index, ids)
+    if times is not None:  # of a pair's rows the last counts, so the latest has to be the last
+        order = np.argsort(times, kind="stable")
+        users, items, times = users[order], items[order], times[order]
+        values = None if values is None else values[order]
+    return Ratings.from_rows((user_ids, users), (item_ids, items), values, times)
 
 
 @dataclass(frozen=True)
@@ -123,6 +133,20 @@ class _Table:
             raise ValueError(self._describe_unreadable(error)) from error
         filled = frame.select(pl.any_horizontal(pl.all().is_not_null())).to_series().arg_true()
         return frame.head(int(filled[-1]) + 1 if len(filled) else 0)
+
+    def ids(self, column: pl.Series) -> pl.Series:
+        """A column of ids as numbers or text, null where one is missing."""
+        if column.dtype.is_integer() or column.dtype == pl.String:
+            return column
+        if column.dtype.is_float():
+            column = column.fill_nan(None)
+        try:
+            return column.cast(pl.String)
+        except PolarsError as error:
+            raise ValueError(
+                f"{self.path}: ids are whole numbers or text; column {column.name!r} holds "
+                f"{column.dtype}. Write it as one of these."
+            ) from error
 
     def check(self, numbers: pl.Series, column: pl.Series) -> None:
         """Raise where a row's value is missing or, as `numbers` show by null, unreadable."""

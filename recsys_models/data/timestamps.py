@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import polars as pl
 
-_DAYS = ("%Y-%m-%d", "%m/%d/%y", "%m/%d/%Y")  # two digits first: %Y would take "96" for the year 96
-_TIMES = ("", " %H:%M:%S%.f", "T%H:%M:%S%.f", " %H:%M")
+# Two digits first: %Y would take "96" for the year 96.
+_DAYS = ("%Y-%m-%d", "%m/%d/%y", "%m/%d/%Y", "%d.%m.%Y", "%Y/%m/%d")
+_CLOCKS = (" %H:%M:%S%.f", "T%H:%M:%S%.f", " %H:%M", "T%H:%M")
+_TIMES = ("", *_CLOCKS, *(f"{clock}%z" for clock in _CLOCKS))
 
 
 def seconds(column: pl.Series) -> pl.Series:
@@ -13,7 +15,7 @@ def seconds(column: pl.Series) -> pl.Series:
 
     Args:
         column: numbers, dates, or text such as "978300760", "1996-02-07", "2/7/96 14:05:00" or
-            "1996-02-07T14:05:00Z". A date without a zone is taken as UTC.
+            "1996-02-07T14:05:00+01:00". A date without a zone is taken as UTC.
     """
     if column.dtype.is_temporal():
         return column.cast(pl.Datetime("us")).dt.epoch("us").cast(pl.Float64) / 1e6
@@ -21,7 +23,7 @@ def seconds(column: pl.Series) -> pl.Series:
     result = result.set(result.is_nan() | result.is_infinite(), None)
     if column.dtype != pl.String:
         return result
-    text = column.str.strip_chars().str.strip_suffix("Z").str.strip_suffix("+00:00")
+    text = column.str.strip_chars().str.replace(r"(Z| ?UTC|\+00:00)$", "")
     for day in _DAYS:
         for time in _TIMES:
             open_rows = result.is_null() & text.is_not_null()

@@ -29,6 +29,15 @@ def data(tmp_path) -> RecsysDataModule:
     return module
 
 
+def test_a_path_may_begin_at_home(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    write_ratings(tmp_path / "ratings.txt")
+    module = RecsysDataModule("filmtrust", path="~/ratings.txt")
+    module.setup()
+    assert module.num_users == 40
+    assert module.state_dict()["file"] == str(tmp_path / "ratings.txt")
+
+
 def items_of(users, rows, items) -> dict[int, set[int]]:
     result = {}
     for user, item in zip(users[rows].tolist(), items.tolist(), strict=True):

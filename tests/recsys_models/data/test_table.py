@@ -1,3 +1,6 @@
+import bz2
+import gzip
+import lzma
 import zipfile
 from datetime import datetime
 
@@ -35,9 +38,16 @@ def text(tmp_path, content: str, name: str = "t.csv"):
     return path
 
 
-@pytest.mark.parametrize("form", ["csv", "tsv", "parquet", "txt", "zip"])
+PACKED = {"csv.gz": gzip.compress, "tsv.bz2": bz2.compress, "parquet.xz": lzma.compress}
+
+
+@pytest.mark.parametrize("form", ["csv", "tsv", "parquet", "txt", "zip", *PACKED])
 def test_every_form_gives_the_same_ratings(tmp_path, form):
-    path = written(tmp_path / f"t.{'csv' if form == 'zip' else form}")
+    path = written(tmp_path / f"t.{'csv' if form == 'zip' else form.split('.')[0]}")
+    if form in PACKED:
+        packed = tmp_path / f"t.{form}"
+        packed.write_bytes(PACKED[form](path.read_bytes()))
+        path = packed
     if form == "zip":
         archive = tmp_path / "t.zip"
         with zipfile.ZipFile(archive, "w") as content:
@@ -59,9 +69,31 @@ def test_ratings_and_times_are_optional_and_the_last_row_of_a_pair_counts(tmp_pa
     assert (ratings.values, ratings.times, ratings.repeated) == (None, None, 1)
 
 
+def test_of_a_pairs_rows_the_latest_counts_in_whatever_order_they_stand(tmp_path):
+    rows = "1,2,5,30\n1,2,3,10\n1,3,4,20\n1,2,1,20\n1,3,2,20\n"
+    ratings = read_table(
+        text(tmp_path, "user,item,r,t\n" + rows), Columns("user", "item", "r", "t")
+    )
+    assert ratings.times.tolist() == [30, 20]
+    assert ratings.values.tolist() == [5, 2]  # of rows of the same time the last one
+    assert ratings.repeated == 3
+
+
 def test_another_separator_can_be_named(tmp_path):
     path = text(tmp_path, "user;item\n3;4\n")
     assert read_table(path, separator=";").item_ids.tolist() == [4]
+    with pytest.raises(ValueError, match="separator must be one character, .* got '::'"):
+        read_table(path, separator="::")
+
+
+@pytest.mark.parametrize("packed", ["t.csv.gz", "t.csv.bz2", "t.csv.xz"])
+def test_a_damaged_packed_table_is_refused(tmp_path, packed):
+    with pytest.raises(ValueError, match=f"{packed} is damaged"):
+        read_table(text(tmp_path, "user,item\n3,4\n", packed))
+    whole = PACKED[{"gz": "csv.gz", "bz2": "tsv.bz2", "xz": "parquet.xz"}[packed[6:]]](b"u" * 999)
+    (tmp_path / packed).write_bytes(whole[:-9])
+    with pytest.raises(ValueError, match=f"{packed} is damaged"):
+        read_table(tmp_path / packed)
 
 
 def test_a_byte_order_mark_and_foreign_line_ends_do_no_harm(tmp_path):
@@ -114,6 +146,21 @@ def test_a_malformed_line_is_named_by_number_and_content(tmp_path, line, problem
     assert problem in str(error.value)
 
 
+def test_categories_are_ids_and_lists_are_none(tmp_path):
+    names = pl.Series(["b", "a", "b"], dtype=pl.Categorical)
+    path = written(tmp_path / "t.parquet", {"user": names, "item": [1, 2, 3]})
+    assert read_table(path).user_ids.tolist() == ["a", "b"]
+    written(path, {"user": [[1], [2]], "item": [1, 2]})
+    with pytest.raises(ValueError, match="column 'user' holds List"):
+        read_table(path)
+
+
+def test_a_user_that_is_no_number_is_a_missing_one(tmp_path):
+    path = written(tmp_path / "t.parquet", {"user": [1.0, float("nan"), 2.0], "item": [1, 2, 3]})
+    with pytest.raises(ValueError, match="row 2: 'user' is empty"):
+        read_table(path)
+
+
 def test_a_missing_value_in_parquet_is_named_by_its_row(tmp_path):
     path = written(tmp_path / "t.parquet", {**FRAME, "stars": [1.0, None, 2.0]})
     with pytest.raises(ValueError, match="row 2: 'stars' is empty"):
@@ -150,6 +197,8 @@ def test_what_is_no_parquet_file_is_refused(tmp_path):
 def test_a_missing_file_is_refused(tmp_path):
     with pytest.raises(FileNotFoundError, match="data.path=FILE"):
         read_table(tmp_path / "t.csv")
+    with pytest.raises(FileNotFoundError, match="which is a folder"):
+        read_table(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -168,6 +217,18 @@ def test_a_missing_file_is_refused(tmp_path):
             [float(NEW_YEAR)] * 5,
         ),
         (["2024-01-01T00:00:00.25"], [NEW_YEAR + 0.25]),
+        (
+            [
+                "2024-01-01T02:00:00+02:00",
+                "2024-01-01 05:30:00.5+0530",
+                "2023-12-31 23:00-01:00",
+                "2024-01-01 00:00:00 UTC",
+                "2024-01-01T00:00",
+                "2024/01/01",
+                "01.01.2024",
+            ],
+            [NEW_YEAR, NEW_YEAR + 0.5, *[float(NEW_YEAR)] * 5],
+        ),
         ([datetime(2024, 1, 1)], [float(NEW_YEAR)]),
         (["nan", "inf"], [None, None]),
     ],
