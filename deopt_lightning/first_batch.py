@@ -11,10 +11,10 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from deopt_lightning.member_state import with_learned
-from deopt_lightning.snapshot import Snapshot
+from deopt_lightning.snapshot import Buffers, Snapshot, same_buffers
 
 
 @dataclass(frozen=True)
@@ -25,12 +25,16 @@ class FirstBatch:
         rest: All but what training learns.
         written: Copies of tensors that hooks have written since the last epoch and that no
             optimizer trains, such as a buffer that is annealed, by the id of the tensor.
+        buffers: The buffers of modules in which hooks have put others since the last epoch.
+        added: These others, each with a copy.
         missed: Names of parameters that hooks have written and that an optimizer trains, so that
             each member has its own.
     """
 
     rest: Snapshot
     written: dict[int, Tensor]
+    buffers: dict[nn.Module, Buffers]
+    added: list[tuple[Tensor, Tensor]]
     missed: tuple[str, ...]
 
     @classmethod
@@ -49,11 +53,19 @@ class FirstBatch:
             for tensor, _ in present.tensors
             if id(tensor) in left and not _equal(tensor, left[id(tensor)])
         }
+        earlier = dict(before.buffers) if before else {}
+        replaced = {
+            owner: buffers
+            for owner, buffers in present.buffers
+            if not same_buffers(buffers, earlier.get(owner, buffers))
+        }
         named = present.modules[0].named_parameters()
         bare: Any = [(optimizer, {}, groups) for optimizer, _, groups in present.optimizers]
         return cls(
             replace(present, tensors=[], optimizers=bare, stateful=[], gradients=[]),
             {key: t.detach().clone() for key, t in changed.items() if key not in trained},
+            replaced,
+            [(t, t.detach().clone()) for t, _ in present.tensors if left and id(t) not in left],
             tuple(name for name, p in named if id(p) in changed and id(p) in trained),
         )
 
@@ -73,8 +85,13 @@ class FirstBatch:
     def with_learned(self, member: Snapshot) -> Snapshot:
         """A state with what the member has learned."""
         tensors = [(tensor, self.written.get(id(tensor), copy)) for tensor, copy in member.tensors]
-        both = with_learned(self.rest, member)
-        return replace(both, tensors=tensors, gradients=member.gradients)
+        buffers = [(owner, self.buffers.get(owner, own)) for owner, own in member.buffers]
+        return replace(
+            with_learned(self.rest, member),
+            tensors=[*tensors, *self.added],
+            buffers=buffers,
+            gradients=member.gradients,
+        )
 
 
 def _equal(tensor: Tensor, copy: Tensor) -> bool:

@@ -86,6 +86,7 @@ def with_learned(present: Snapshot, learned: Snapshot) -> Snapshot:
     return replace(
         present,
         tensors=learned.tensors,
+        buffers=learned.buffers,
         optimizers=optimizers,
         optimizer_attributes=learned.optimizer_attributes,
         stateful=learned.stateful,

@@ -22,6 +22,7 @@ from deopt_lightning.plain_values import (
 from deopt_lightning.random_state import Generator, RandomState
 
 SCHEDULED_OPTIONS = ("lr", "momentum", "betas")  # group options that LR schedulers write
+Buffers = dict[str, torch.Tensor | None]
 _MODULE_INTERNALS = frozenset(vars(nn.Module())) - {"training"}
 
 
@@ -51,7 +52,7 @@ class Snapshot:
     modules: list[nn.Module]
     tensors: list[tuple[torch.Tensor, torch.Tensor]]
     gradients: list[tuple[torch.Tensor, torch.Tensor | None]]
-    buffers: list[tuple[nn.Module, str, torch.Tensor | None]]
+    buffers: list[tuple[nn.Module, Buffers]]
     attributes: list[tuple[object, dict[str, Kept]]]
     optimizers: list[tuple[Optimizer, dict[torch.Tensor, dict[str, Any]], list[dict[str, Any]]]]
     optimizer_attributes: list[tuple[Optimizer, dict[str, Kept]]]
@@ -96,11 +97,7 @@ class Snapshot:
                 modules=modules,
                 tensors=[(tensor, _clone(tensor, device)) for tensor in kept],
                 gradients=[(p, _copy(p.grad)) for p in parameters] if gradients else [],
-                buffers=[
-                    (owner, name, buffer)
-                    for owner in submodules
-                    for name, buffer in owner.named_buffers(recurse=False)
-                ],
+                buffers=[(owner, buffers_of(owner).copy()) for owner in submodules],
                 attributes=attributes,
                 optimizers=[_take_optimizer(optimizer, device) for optimizer in optimizers],
                 optimizer_attributes=[
@@ -134,9 +131,10 @@ class Snapshot:
 
     def _restore_learned(self, keep: tuple[str, ...]) -> None:
         with torch.no_grad():
-            for owner, name, buffer in self.buffers:
-                if getattr(owner, name) is not buffer:
-                    setattr(owner, name, buffer)
+            for owner, buffers in self.buffers:
+                if not same_buffers(live := buffers_of(owner), buffers):
+                    live.clear()
+                    live.update(buffers)
             for tensor, saved in self.tensors:
                 overwrite(tensor, saved)
                 tensor.grad = None
@@ -159,7 +157,7 @@ class Snapshot:
         """All that the snapshot would write to: modules, tensors, containers, generators, ..."""
         found: list[object] = [owner for owner, _ in self.attributes]
         found += [tensor for tensor, _ in self.tensors]
-        found += [tensor for _, _, tensor in self.buffers if tensor is not None]
+        found += [b for _, buffers in self.buffers for b in buffers.values() if b is not None]
         for _, attributes in (*self.attributes, *self.optimizer_attributes):
             for kept in attributes.values():
                 found += originals_of(kept)
@@ -175,6 +173,17 @@ class Snapshot:
             yield
         finally:
             self.restore()
+
+
+def buffers_of(module: nn.Module) -> Buffers:
+    """The very dict in which a module holds its own buffers, by name; None for one to come."""
+    found: Buffers = vars(module)["_buffers"]
+    return found
+
+
+def same_buffers(left: Buffers, right: Buffers) -> bool:
+    """Whether the very same tensors stand under the same names."""
+    return left.keys() == right.keys() and all(left[name] is right[name] for name in left)
 
 
 def _is_module(value: object, model: nn.Module) -> bool:

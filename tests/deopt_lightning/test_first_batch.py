@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from deopt_lightning import DEOptCallback
 from tests.deopt_lightning.test_members import Plain, pinned
 from tests.tiny import fit, same_state
 
@@ -108,6 +109,21 @@ class Teaches(Plain):
             slow.lerp_(fast.detach(), 0.5)
 
 
+class CountsAnew(Plain):
+    """Puts another tensor in the place of a buffer as an epoch begins."""
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self.register_buffer("count", torch.tensor(5.0))
+
+    def on_train_epoch_start(self) -> None:
+        self.count = torch.tensor(0.0)
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        self.count += 1
+        return super().training_step(batch, batch_idx) * (1 + 1 / self.count)
+
+
 class WarmsMomentumUp(Plain):
     """Writes an option of the optimizer by hand."""
 
@@ -140,6 +156,7 @@ class TakesWeight(Anneals):
         (Collects, []),
         (Remembers, []),
         (Teaches, []),
+        (CountsAnew, []),
         (WarmsMomentumUp, []),
         (TakesWeight, [Outside()]),
     ],
@@ -162,6 +179,50 @@ def test_what_a_hook_writes_survives_another_leader(tmp_path: Path) -> None:
     model, _ = fit(tmp_path, [callback], model=AnnealsBuffer, max_epochs=5)
     assert any(row["leader"] != 0 for row in callback.history)
     assert float(model.beta) == 0.5**5
+
+
+class Centres(Plain):
+    """Keeps a mean of what its weights make of the data, in a buffer."""
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self.register_buffer("mean", torch.zeros(8))
+
+    def update(self, mean: Tensor) -> None:
+        self.mean.copy_(mean)
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        mean = torch.zeros(8) if self.mean is None else self.mean
+        self.update(0.9 * mean + 0.1 * self.first(batch[0]).detach().mean(0))
+        return (
+            super().training_step(batch, batch_idx)
+            + (self.first.weight.mean(1) - self.mean).square().sum()
+        )
+
+
+class CentresAnew(Centres):
+    """The same with another tensor after each step."""
+
+    def update(self, mean: Tensor) -> None:
+        self.mean = mean
+
+
+class CentresLate(CentresAnew):
+    """The same with none before the first step."""
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self.mean = None
+
+
+@pytest.mark.parametrize("model", [CentresAnew, CentresLate])
+def test_members_keep_buffers_that_steps_replace(model: Any, tmp_path: Path) -> None:
+    histories = []
+    for build in (Centres, model):
+        callback = DEOptCallback("val_loss", lr_bounds=(1e-3, 0.1))
+        found, _ = fit(tmp_path / build.__name__, [callback], model=build, max_epochs=4)
+        histories.append(([row["perf"] for row in callback.history], found.mean.tolist()))
+    assert histories[0] == histories[1]
 
 
 class Clips(Plain):
