@@ -131,21 +131,20 @@ def print_points(outcomes: list[Outcome], chosen: Outcome) -> None:
 
 
 def print_table(result: Result) -> None:
-    """Print validation and test metrics of the model and its references."""
+    """Print validation and test metrics of the model and its references, a line for each."""
     table = Table(title=f"{result.data}, seed {result.seed}, tuner {result.tuner}")
-    table.add_column("")
-    rows = {result.model: (result.val, result.test)}
-    rows |= {
-        name: (result.reference_val[name], result.reference[name]) for name in result.reference
+    for name in ("", result.model, *result.reference):
+        table.add_column(name, justify="right" if name else "left")
+    stages = {
+        "val": [result.val, *(result.reference_val[name] for name in result.reference)],
+        "test": [result.test, *result.reference.values()],
     }
-    metrics = dict.fromkeys(metric for val, _ in rows.values() for metric in val)
-    for stage in ("val", "test"):
-        for metric in metrics:
-            table.add_column(f"{stage}\n{metric}", justify="right")
-    for name, stages in rows.items():
-        # An own module may log other metrics than the references have.
-        cells = [f"{of[m]:.4f}" if m in of else "" for of in stages for m in metrics]
-        table.add_row(name, *cells)
+    for stage, columns in stages.items():
+        for metric in dict.fromkeys(metric for of in columns for metric in of):
+            # An own module may log other metrics than the references have.
+            cells = [f"{of[metric]:.4f}" if metric in of else "" for of in columns]
+            table.add_row(f"{stage} {metric}", *cells)
+        table.add_section()
     Console().print(table)
 
 

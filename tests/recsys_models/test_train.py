@@ -1,6 +1,7 @@
 import json
 import math
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -174,6 +175,16 @@ def test_other_k_and_monitor(compose_train, tmp_path):
     result = read_result(tmp_path)
     assert best == result["val"]["recall@20"]
     assert set(result["reference"]["EASE"]) == set(result["test"])
+
+
+def test_every_metric_can_be_read_on_a_narrow_console(compose_train, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    train.run(compose_train(*SHORT, "+model.top_k=[5,10,20,map@30]"))
+    printed, result = capsys.readouterr().out, read_result(tmp_path)
+    for stage, of_model in (("val", result["val"]), ("test", result["test"])):
+        assert len(of_model) == 10
+        for metric, value in of_model.items():
+            assert re.search(rf"{stage} {metric} +│ +{value:.4f} │", printed)
 
 
 def test_command_line_writes_to_a_dated_folder_and_prints_the_table(rating_files, tmp_path):
