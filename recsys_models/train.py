@@ -104,6 +104,7 @@ def run(cfg: DictConfig) -> float:
             print_points(outcomes, chosen)
             drop_losers(outcomes, cfg.mode)
         print_table(result)
+        print("\n".join(f"written: {path}" for path in (weights, folder / "result.json") if path))
     return float(val[cfg.monitor])
 
 

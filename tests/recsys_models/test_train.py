@@ -191,9 +191,11 @@ def test_command_line_writes_to_a_dated_folder_and_prints_the_table(rating_files
     overrides = ("data=filmtrust", f"data.path={rating_files['filmtrust']}", "trainer.max_epochs=2")
     done = in_new_process(*overrides, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert len(list(tmp_path.glob("outputs/*/*/result.json"))) == 1
     for row in ("bpr_mf", "MostPop", "EASE"):
         assert row in done.stdout
+    (result,) = tmp_path.glob("outputs/*/*/result.json")
+    for path in (result, result.parent / "checkpoints" / "best.ckpt"):
+        assert f"written: {path.resolve()}\n" in done.stdout
     assert done.stderr == ""
 
 
