@@ -54,8 +54,11 @@ def run(cfg: DictConfig, own_configs: str | None = None, command: str = "") -> l
         else:
             frame, cells = frame_of(cfg, command), cells_of(cfg, folder)
         if not cfg.report_only:
-            failed = run_missing(cells, launcher(own_configs), cfg.n_jobs, _say)
+            launch = launcher(own_configs)
+            failed = run_missing(cells, launch, cfg.n_jobs, _say, frame.metrics)
         results = Results(cells, frame.metrics, frame.baseline)
+        if frame.baseline not in results.tuners:
+            _say(f"no tests: the baseline {frame.baseline} is none of {', '.join(results.tuners)}")
         _report(folder, frame, results)
         if cfg.collect is not None:
             _collect(Path(cfg.collect), frame, results)

@@ -72,12 +72,16 @@ class Cell:
         return (self.folder / "log.txt").is_file()
 
     def last_words(self) -> str:
-        """The last line that a run printed, the reason where it failed."""
+        """The last line that a run printed, the reason where it failed.
+
+        Hydra gives the reason first, then all that it could have been, and where it looked.
+        """
         lines = []
         if self.has_begun:
             lines = (self.folder / "log.txt").read_text(errors="replace").splitlines()
         said = [line for line in lines if line.strip() and "HYDRA_FULL_ERROR" not in line]
-        return said[-1].strip() if said else "it said nothing"
+        reasons = [line for line in said if "Could not " in line]
+        return [*said, *reasons][-1].strip() if said else "it said nothing"
 
 
 Launch = Callable[[Cell], int]  # runs a cell and returns its exit status
@@ -126,12 +130,23 @@ def plan(
 
 
 def run_missing(
-    cells: Sequence[Cell], launch: Launch, n_jobs: int, say: Callable[[str], None] = print
+    cells: Sequence[Cell],
+    launch: Launch,
+    n_jobs: int,
+    say: Callable[[str], None] = print,
+    metrics: Sequence[str] = (),
 ) -> list[Cell]:
     """Run the cells that have no result yet; returns those that failed.
 
     Every cell is a process of its own rather than a worker of a pool: whatever ends one, be it
     memory or a signal, leaves the others, and each can be repeated by the command in its folder.
+
+    Args:
+        cells: all of them.
+        launch: runs one.
+        n_jobs: how many run at the same time.
+        say: hears of each that has ended.
+        metrics: what the table shows; of a run that lacks one this is said at once.
     """
     missing = [cell for cell in cells if cell.result() is None]
     say(f"{len(cells)} cells, {len(cells) - len(missing)} finished before, {len(missing)} to run")
@@ -143,6 +158,9 @@ def run_missing(
         status = launch(cell)
         result = cell.result() if status == 0 else None
         done = f"failed: {cell.last_words()}" if result is None else f"{result.seconds:.0f} s"
+        lacks = [] if result is None else [name for name in metrics if name not in result.test]
+        if result is not None and lacks:
+            done += f"; has no {', '.join(lacks)}, only {', '.join(result.test)}"
         say(f"[{number}/{len(missing)}] {cell.name}: {done}")
         return cell if result is None else None
 

@@ -280,6 +280,7 @@ def test_all_tuners_have_the_same_space(tmp_path):
 
 def test_command_runs_cells_lists_a_crash_and_rebuilds_the_report(command, tmp_path, capsys):
     choice = ("data=synthetic", "tuners=[none,nonsense]", "seeds=[0]", "fast=true", "n_jobs=2")
+    choice = (*choice, "metrics=[ndcg@10,ndcg@20]")
     with pytest.raises(SystemExit) as stopped:
         command(*choice)
     assert stopped.value.code == 1
@@ -287,6 +288,9 @@ def test_command_runs_cells_lists_a_crash_and_rebuilds_the_report(command, tmp_p
     said = capsys.readouterr()
     assert "failed: synthetic bpr_mf nonsense seed 0" in said.err
     assert "none seed 0" in said.out
+    assert "has no ndcg@20, only ndcg@10, recall@10, hr@10" in said.out
+    assert "nonsense seed 0: failed: In 'train': Could not find 'tuner/nonsense'" in said.out
+    assert "no tests: the baseline grid is none of none, nonsense" in said.out
     text = (folder / "report.md").read_text()
     assert "| bpr_mf | none | **0." in text
     (folder / "report.md").unlink()
