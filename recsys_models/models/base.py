@@ -152,6 +152,21 @@ class RecommenderModule(L.LightningModule):
         """Note which of the models this is."""
         checkpoint[MODEL] = type(self).__name__
 
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse another model's weights in one sentence; torch lists all their names."""
+        own, saved = (
+            {name: tuple(value.shape) for name, value in state.items()}
+            for state in (self.state_dict(), checkpoint["state_dict"])
+        )
+        differing = sorted(set(own.items()) ^ set(saved.items()))
+        if differing and self.strict_loading:
+            name = differing[0][0]
+            raise ValueError(
+                f"the checkpoint is of {checkpoint.get(MODEL, 'a model')} with other weights than "
+                f"this {type(self).__name__} has: {name} has the shape {saved.get(name)} there and "
+                f"{own.get(name)} here. Use the model and the sizes that it was trained with."
+            )
+
     def on_fit_start(self) -> None:
         """Refuse what would look for the gradients of rows in vain."""
         if self._row_optimizer is None:

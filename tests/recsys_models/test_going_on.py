@@ -73,6 +73,16 @@ def test_other_pairs_than_the_checkpoint_was_trained_on_are_refused(compose_trai
             train.run(compose_train(*SHORT, other, "trainer.max_epochs=9", f"ckpt_path={best}"))
 
 
+def test_another_models_checkpoint_is_refused_in_one_sentence(compose_train, tmp_path):
+    train.run(compose_train(*SHORT, "tuner=none"))
+    best = f"ckpt_path={tmp_path / 'out' / 'checkpoints' / 'best.ckpt'}"
+    with pytest.raises(ValueError, match="is of BPRMF with other weights than this NeuMF has"):
+        train.run(compose_train(*SHORT, "model=neumf", best))
+    shapes = r"item_embedding.weight has the shape \(40, 64\) there and \(40, 8\) here"
+    with pytest.raises(ValueError, match=shapes):
+        train.run(compose_train(*SHORT, "+model.dim=8", best))
+
+
 def test_a_sweep_takes_no_checkpoint(compose_train):
     with pytest.raises(ValueError, match="ckpt_path is for one training; got 'last.ckpt' and a"):
         train.run(compose_train(*SHORT, "tuner=grid", "ckpt_path=last.ckpt"))
