@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import nn
+from torch.utils.data import Dataset
 
 from deopt_lightning.random_state import (
     Generator,
@@ -58,6 +59,28 @@ def is_plain(value: object) -> bool:
     if isinstance(value, list | tuple | set | frozenset | deque):
         return _are_plain(value)
     return is_generator(value)
+
+
+def records_of(values: Iterable[Any]) -> list[object]:
+    """A program's own objects, of plain values and modules only, among values that are not plain.
+
+    Those in containers count, too; frozen dataclasses do not, nor datasets, which may be large.
+    """
+    found: list[object] = []
+    for value in values:
+        items = value.values() if isinstance(value, dict) else value
+        is_container = isinstance(value, dict | list | tuple | deque)
+        found += [item for item in (items if is_container else [value]) if _is_record(item)]
+    return found
+
+
+def _is_record(value: object) -> bool:
+    attributes = getattr(value, "__dict__", None)
+    if not attributes or isinstance(value, nn.Module | type | Dataset):
+        return False
+    if getattr(getattr(value, "__dataclass_params__", None), "frozen", False):
+        return False
+    return _are_plain(attributes.values(), (nn.Module, nn.Parameter))
 
 
 def keep_attributes(owner: object, internals: frozenset[str]) -> dict[str, Kept]:

@@ -18,6 +18,7 @@ from deopt_lightning.plain_values import (
     originals_of,
     overwrite,
     put_back_attributes,
+    records_of,
 )
 from deopt_lightning.random_state import Generator, RandomState
 
@@ -42,9 +43,10 @@ class Snapshot:
 
     Holds copies of all parameters and buffers (persistent or not), of the optimizers' state and
     group options, of plain values and tensors among the modules' attributes (counters, metric
-    states), and of the random generators. Modules that only a list or dict of another one holds are
-    part of the model here; optimizers inside of optimizers, and optimizers' plain attributes, are
-    part of the optimizers' state. Memory: one copy of model and optimizer state.
+    states) and in objects of a program's own there, and of the random generators. Modules that only
+    a list or dict of another one holds are part of the model here; optimizers inside of optimizers,
+    and optimizers' plain attributes, are part of the optimizers' state. Memory: one copy of model
+    and optimizer state.
 
     Take one with ``Snapshot.take``; ``restore`` writes it back in place, any number of times.
     """
@@ -191,7 +193,7 @@ def _is_module(value: object, model: nn.Module) -> bool:
 
 
 def _keep_all_attributes(owners: Iterable[object]) -> list[tuple[object, dict[str, Kept]]]:
-    """What is kept of the owners' attributes, and of all modules' in them and their containers."""
+    """What is kept of the owners' attributes, and of all modules' and records' in them."""
     waiting = list(owners)
     found: dict[int, tuple[object, dict[str, Kept]]] = {}
     for owner in waiting:  # which becomes longer
@@ -201,6 +203,11 @@ def _keep_all_attributes(owners: Iterable[object]) -> list[tuple[object, dict[st
                 found[id(part)] = part, attributes
                 held = [each for kept in attributes.values() for each in originals_of(kept)]
                 waiting += [each for each in held if isinstance(each, nn.Module)]
+                waiting += records_of(
+                    value
+                    for name, value in vars(part).items()
+                    if name not in attributes and name not in _MODULE_INTERNALS
+                )
     return list(found.values())
 
 

@@ -109,6 +109,30 @@ class Teaches(Plain):
             slow.lerp_(fast.detach(), 0.5)
 
 
+class Running:
+    """An average of losses in an object of its own."""
+
+    def __init__(self) -> None:
+        self.value, self.history = 1.0, [0.0]
+
+    def update(self, loss: float) -> float:
+        self.value = 0.9 * self.value + 0.1 * loss
+        self.history.append(self.value)
+        return self.value
+
+
+class Scales(Plain):
+    """Divides its loss by that average."""
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self.running = Running()
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        loss = super().training_step(batch, batch_idx)
+        return loss / self.running.update(float(loss.detach()))
+
+
 class CountsAnew(Plain):
     """Puts another tensor in the place of a buffer as an epoch begins."""
 
@@ -157,6 +181,7 @@ class TakesWeight(Anneals):
         (Remembers, []),
         (Teaches, []),
         (CountsAnew, []),
+        (Scales, []),
         (WarmsMomentumUp, []),
         (TakesWeight, [Outside()]),
     ],

@@ -3,12 +3,15 @@ from __future__ import annotations
 import sys
 from collections import Counter, OrderedDict, defaultdict, deque
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from torch import nn
+from torch.utils.data import Dataset
 
 from deopt_lightning.snapshot import Snapshot
 
@@ -90,6 +93,66 @@ def test_containers_of_all_kinds_come_back(
 def shown(value: Any) -> str:
     """All that is in a container; a set's own order is another in each process."""
     return repr(sorted(map(repr, value)) if isinstance(value, set) else value)
+
+
+class Average:
+    """A program's own object."""
+
+    def __init__(self, model: nn.Module | None = None) -> None:
+        self.model, self.total, self.count = model, 0.0, 0
+        self.seen = {"last": torch.zeros(1)}
+
+    def update(self, value: float) -> None:
+        self.total, self.count = self.total + value, self.count + 1
+        self.seen["last"] = self.seen["last"] + value
+        self.late = value
+
+
+@dataclass
+class Fields:
+    count: int = 0
+
+    def update(self, value: float) -> None:
+        self.count += 1
+
+
+@pytest.mark.parametrize(
+    ("make", "get"),
+    [
+        (Average, lambda value: value),
+        (lambda: Average(nn.Linear(1, 1)), lambda value: value),
+        (Fields, lambda value: value),
+        (lambda: {"loss": Average()}, lambda value: value["loss"]),
+        (lambda: [1, Fields()], lambda value: value[1]),
+    ],
+)
+def test_a_programs_own_objects_come_back(make: Any, get: Any) -> None:
+    holder = Holder(make())
+    own = get(holder.value)
+    own.update(1.0)
+    before = {**vars(own), "seen": str(getattr(own, "seen", None))}
+    snapshot = Snapshot.take(holder, [])
+    own.update(2.0)
+    snapshot.restore()
+    assert get(holder.value) is own
+    assert {**vars(own), "seen": str(getattr(own, "seen", None))} == before
+
+
+def test_datasets_and_what_is_frozen_are_left_alone() -> None:
+    @dataclass(frozen=True)
+    class Frozen:
+        values: list[int]
+
+    class Rows(Dataset[int]):
+        def __init__(self) -> None:
+            self.values = [1]
+
+    owners = [Frozen([1]), Rows()]
+    snapshot = Snapshot.take(Holder(owners), [])
+    for owner in owners:
+        owner.values.append(2)
+    snapshot.restore()
+    assert [owner.values for owner in owners] == [[1, 2], [1, 2]]
 
 
 def test_an_array_is_copied_once_while_it_does_not_change() -> None:
