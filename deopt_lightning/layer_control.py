@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.utilities.rank_zero import WarningCache
 from numpy.typing import NDArray
 from torch import nn
 from torch.optim import Optimizer
@@ -20,6 +21,7 @@ from deopt_lightning.lr_schedule import BY_HAND, Schedule, apply_multipliers, lr
 from deopt_lightning.param_groups import (
     GroupSplit,
     check_groups,
+    decay_is_written,
     set_option,
     split_param_groups,
     write_hyperparameters,
@@ -70,6 +72,7 @@ class LayerControl:
         ]
         self._hooks: list[RemovableHandle] = []
         self.by_hand: list[int] = []
+        self._warnings = WarningCache()
         self.splits: dict[int, GroupSplit] = {}
         for index, optimizer in self._optimizers.items():
             under_schedule = scheduled or index in owners
@@ -162,8 +165,14 @@ class LayerControl:
                 "setup_optimizers. Make the whole model and its optimizers in the beginning."
             )
         self.check()
-        for index, lr, _ in self._parts(values):
+        for index, lr, weight_decay in self._parts(values):
             optimizer, split = self._optimizers[index], self.splits[index]
+            if decay_is_written(optimizer, split, weight_decay):
+                self._warnings.warn(
+                    f"DEOptCallback: other code writes the weight decay of "
+                    f"{type(optimizer).__name__}'s groups. Where it does, no weight decay is "
+                    "learned, and members train without it. Let DEOptCallback alone write it."
+                )
             lrs = None if split.scheduled else lrs_by_hand(optimizer, split, lr)
             if lrs is not None:
                 self.follow([index])

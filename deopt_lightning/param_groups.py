@@ -164,10 +164,27 @@ def write_hyperparameters(
         else:
             ratio = base_lr(options) / own
             set_option(group, "lr", float(lr[layer]) * ratio)
-        decay, own_decay = float(options["weight_decay"]), float(split.base_weight_decay[layer])
-        share = decay / own_decay if own_decay else float(not split.keeps_some_undecayed)
-        share *= not split.sparse[layer]
-        set_option(group, "weight_decay", float(weight_decay[layer]) * share)
+        set_option(group, "weight_decay", _decay_of(split, layer, user, weight_decay))
+
+
+def decay_is_written(optimizer: Optimizer, split: GroupSplit, weight_decay: FloatArray) -> bool:
+    """Whether a group has another weight decay than the user's and its layer's, of (N,)."""
+    rows = zip(optimizer.param_groups, split.layer_index, split.user_index, strict=True)
+    for group, layer, user in rows:
+        if layer >= 0:
+            own = float(split.user_options[user]["weight_decay"])
+            known = [own, _decay_of(split, layer, user, weight_decay)]
+            if not np.isclose(float(group["weight_decay"]), known, rtol=1e-6, atol=0).any():
+                return True
+    return False
+
+
+def _decay_of(split: GroupSplit, layer: int, user: int, weight_decay: FloatArray) -> float:
+    """What a part of a user's group that lies in a layer is to have of (N,) weight decays."""
+    decay = float(split.user_options[user]["weight_decay"])
+    own = float(split.base_weight_decay[layer])
+    share = decay / own if own else float(not split.keeps_some_undecayed)
+    return 0.0 if split.sparse[layer] else float(weight_decay[layer]) * share
 
 
 def check_groups(optimizer: Optimizer, split: GroupSplit) -> None:

@@ -12,7 +12,7 @@ from collections.abc import Collection, Iterable
 from functools import partial
 from operator import is_
 from typing import Any
-from weakref import WeakValueDictionary
+from weakref import ReferenceType, WeakValueDictionary
 
 import numpy as np
 import torch
@@ -30,7 +30,7 @@ from deopt_lightning.random_state import (
 Restorer = partial[Any]  # its first argument is the very object that it restores
 Kept = Any  # a restorer, or a value that cannot change
 
-_IMMUTABLE = (bool, int, float, complex, str, bytes, type(None), np.generic)
+_IMMUTABLE = (bool, int, float, complex, str, bytes, type(None), np.generic, ReferenceType)
 _USUAL = frozenset(_IMMUTABLE)
 _NESTED_IMMUTABLE = (tuple, frozenset)
 

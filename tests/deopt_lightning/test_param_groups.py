@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import warnings
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -327,3 +328,20 @@ def test_no_weight_decay_is_searched_for_a_table_with_sparse_gradients(
     assert [row["weight_decay"]["table"] for row in callback.schedule] == [0, 0, 0]
     decays = np.array(callback.history[0].get("members") or callback.history[0]["targets"])[:, 4:]
     assert (decays > 0).any(axis=0).tolist() == [True, True, True, False]
+
+
+class Decays(TinyModel):
+    """Writes a weight decay by hand as an epoch begins."""
+
+    def on_train_epoch_start(self) -> None:
+        for group in self.trainer.optimizers[0].param_groups:
+            group["weight_decay"] = 0.1 * (self.current_epoch + 1)
+
+
+def test_a_weight_decay_that_a_program_writes_is_remarked_on_once(tmp_path: Path) -> None:
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        fit(tmp_path, [DEOptCallback("val_loss")], model=Decays)
+        fit(tmp_path, [DEOptCallback("val_loss")])
+    texts = [str(w.message) for w in said if "writes the weight decay of Adam" in str(w.message)]
+    assert len(texts) == 1

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import sys
+import weakref
 from collections import Counter, OrderedDict, defaultdict, deque
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -100,6 +101,7 @@ class Average:
 
     def __init__(self, model: nn.Module | None = None) -> None:
         self.model, self.total, self.count = model, 0.0, 0
+        self.references = [weakref.ref(self)]
         self.seen = {"last": torch.zeros(1)}
 
     def update(self, value: float) -> None:
