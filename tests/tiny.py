@@ -253,7 +253,9 @@ class Recorder(TinyModel):
 
 
 class Seen:
-    """Not a plain value, so a snapshot leaves it alone."""
+    """Has no plain attributes, so a snapshot leaves it alone."""
+
+    __slots__ = ("steps",)
 
     def __init__(self) -> None:
         self.steps: list[Any] = []

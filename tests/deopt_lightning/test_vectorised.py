@@ -213,7 +213,7 @@ RECOMMENDERS = [
 ]
 
 
-@pytest.mark.parametrize(("make", "then"), zip(RECOMMENDERS, (4, 4, 5), strict=True))
+@pytest.mark.parametrize(("make", "then"), zip(RECOMMENDERS, (4, 4, 4), strict=True))
 def test_recommenders_can_be_stacked(
     make: Any, then: int, tmp_path: Path, stacked: list[int]
 ) -> None:
