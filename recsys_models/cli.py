@@ -10,6 +10,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
 from recsys_models.data import RecsysDataModule
 from recsys_models.models import RecommenderModule
+from recsys_models.models.base import check_monitor
 
 
 class RecsysCLI(LightningCLI):
@@ -40,6 +41,8 @@ class RecsysCLI(LightningCLI):
         """Build data, model and Trainer; a wrong argument or file ends in one message."""
         try:
             super().instantiate_classes()
+            if (monitor := self.config[self.config.subcommand].monitor).startswith("val/"):
+                check_monitor(monitor, self.model)
         except (OSError, ValueError) as error:
             # What happens within a link arrives wrapped; our own messages need no wrapping.
             self.parser.error(str(error.__cause__ or error))

@@ -14,6 +14,7 @@ from omegaconf import DictConfig
 from torch import Tensor
 
 from recsys_models.costs import Clock, CostCurve, Watch
+from recsys_models.models.base import check_monitor
 from recsys_models.tuning import Outcome, Setting
 
 
@@ -52,7 +53,7 @@ class Training:
         if cfg.threads is not None:
             torch.set_num_threads(cfg.threads)
         self.model: L.LightningModule = instantiate(cfg.model, _convert_="all", **_sizes(data))
-        _check_monitor(cfg.monitor, self.model)
+        check_monitor(cfg.monitor, self.model)
         own = [instantiate(entry) for entry in cfg.callbacks.values()]
         # Tuners are known by what they offer, not by class: this package imports none of them.
         learning = next((c for c in own if hasattr(c, "schedule")), None)
@@ -131,16 +132,6 @@ def quieten() -> None:
 def _sizes(data: L.LightningDataModule) -> dict[str, int]:
     names = ("num_users", "num_items")
     return {name: getattr(data, name) for name in names if hasattr(data, name)}
-
-
-def _check_monitor(monitor: str, model: L.LightningModule) -> None:
-    metrics = getattr(model, "val_metrics", None)  # an own module may log what it likes
-    names = [f"val/{name}" for name in getattr(metrics, "names", [])]
-    if names and monitor not in names:
-        raise ValueError(
-            f"monitor must be a metric that validation logs; got {monitor!r}. "
-            f"Choose one of {', '.join(names)}, or add its K with +model.top_k=[...]."
-        )
 
 
 def _trainer(cfg: DictConfig, callbacks: list[L.Callback], choose_epoch: bool) -> L.Trainer:

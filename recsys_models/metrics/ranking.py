@@ -40,6 +40,8 @@ class RankingMetrics(Metric):
 
     def __init__(self, top_k: Sequence[int | str] = (10,)) -> None:
         super().__init__()
+        if isinstance(top_k, int | str):
+            raise ValueError(f"top_k must be a list, such as [{top_k}]; got {top_k!r}.")
         wanted = dict.fromkeys(pair for entry in top_k for pair in _parse(entry))
         if not wanted:
             raise ValueError(

@@ -57,12 +57,12 @@ class RecommenderModule(L.LightningModule):
         self.save_hyperparameters(ignore=["optimizer"], logger=False)
         self.num_users = num_users
         self.num_items = num_items
-        self.top_k = tuple(top_k)
         self._make_optimizer = optimizer or partial(torch.optim.Adam, fused=True)
         if compile:
             self.training_loss = partial(compiled_loss, self)  # type: ignore[method-assign]
         self.val_metrics = RankingMetrics(top_k)
         self.test_metrics = RankingMetrics(top_k)
+        self.top_k = tuple(top_k)
         self._losses, self._positives = torch.zeros(()), 0  # sums over the epoch so far
         self._row_optimizer: RowSparseOptimizer | None = None
         # Before parameters are read or replaced as a whole; torch leaves these two untyped.
@@ -268,6 +268,18 @@ class RecommenderModule(L.LightningModule):
                     f"with; got {low if low < 0 else high}. "
                     f"Build the model with the num_{kind}s of the data."
                 )
+
+
+def check_monitor(monitor: str, model: L.LightningModule) -> None:
+    """Raise where a recommender's validation will not log the metric."""
+    metrics = getattr(model, "val_metrics", None)  # an own module may log what it likes
+    names = [f"val/{name}" for name in getattr(metrics, "names", [])]
+    if names and monitor not in names:
+        raise ValueError(
+            f"monitor must be a metric that validation logs; got {monitor!r}. "
+            f"Choose one of {', '.join(names)}, or add its K with +model.top_k=[...], in the "
+            "Lightning CLI with --model.top_k=[...]."
+        )
 
 
 def _named(stage: str, metrics: RankingMetrics) -> dict[str, float]:

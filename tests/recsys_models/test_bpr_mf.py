@@ -125,6 +125,12 @@ def test_validation_without_positives_is_an_error():
         quiet_trainer().validate(make_model(), loader(ranking_batch(())), verbose=False)
 
 
+@pytest.mark.parametrize("top_k", [10, "map@5"])
+def test_a_single_k_is_asked_for_as_a_list(top_k):
+    with pytest.raises(ValueError, match=r"top_k must be a list, such as \[(10|map@5)\]; got"):
+        BPRMF(3, 4, top_k=top_k)
+
+
 @pytest.mark.parametrize(
     ("field", "kind", "bad"),
     [("users", "user", 6), ("items", "item", 9), ("negatives", "item", -1)],

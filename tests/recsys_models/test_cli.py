@@ -189,6 +189,7 @@ def test_data_arguments_are_read(printed, recsys_cli, rating_files, tmp_path):
         (["--data.dataset=unknown"], "got 'unknown'"),
         (["--model.dim=0"], "error: dim must be at least 1; got 0"),
         (["--model.dim=abc"], "Got value: abc"),
+        (["--model.top_k=[5]"], "got 'val/ndcg@10'. Choose one of val/ndcg@5, val/recall@5"),
         ([*DEOPT, "--trainer.callbacks.population_size=3"], "population_size must be at least 4"),
     ],
 )
