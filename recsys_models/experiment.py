@@ -67,6 +67,8 @@ class Experiment:
             outcome = _without_value(outcome)
         if training.trainer.is_global_zero:
             _write(folder, cfg, self._pairs, outcome)
+            value = "diverged" if outcome.val is None else f"{cfg.monitor} {outcome.val:.4f}"
+            print(f"{name}: {value}, {outcome.seconds:.0f} s", flush=True)
         training.drop_last()
         return outcome
 

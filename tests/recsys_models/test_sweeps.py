@@ -266,6 +266,14 @@ def test_a_stopped_sweep_goes_on_where_it_was(tuner, compose_train, tmp_path, fi
         assert resumed[key] == again[key]
 
 
+def test_a_sweep_says_what_each_setting_gave_when_it_is_trained(compose_train, tmp_path, capsys):
+    train.run(compose_train(*SHORT, "tuner=grid"))
+    said = capsys.readouterr().out
+    for point in read_result(tmp_path)["points"]:
+        setting = f"lr={point['lr']!r},weight_decay={point['weight_decay']!r}"
+        assert f"{setting}: val/ndcg@10 {point['val']:.4f}, " in said
+
+
 def test_points_of_another_configuration_are_trained_again(compose_train, fits):
     train.run(compose_train(*SHORT, "tuner=grid"))
     train.run(compose_train(*SHORT, "tuner=grid", "search.grid=[2,3]"))
