@@ -115,7 +115,7 @@ class MemberSearch:
             due: Whether a generation is due.
             logged: What validation has logged of the present weights; None without one.
         """
-        if self._epoch_start is None:
+        if self._epoch_start is None or trainer_seam.batches_trained(trainer) == 0:
             return None
         started = time.perf_counter()
         averaging.end_epoch(trainer)

@@ -214,6 +214,24 @@ def test_members_see_the_very_batches_that_the_trainer_took(
             assert all(map(torch.equal, batches[start : start + 12], own))
 
 
+def test_an_epoch_that_finds_the_data_read_up_has_no_generation(tmp_path: Path) -> None:
+    def once() -> DataLoader[Any]:
+        rows = iter([tiny_data()[row] for row in range(96)])
+
+        class Once(IterableDataset[Any]):
+            def __iter__(self) -> Iterator[Any]:
+                return rows
+
+        return DataLoader(Once(), batch_size=8)
+
+    plain, _ = fit(tmp_path / "plain", train=once(), model=Plain, num_sanity_val_steps=0)
+    callback = pinned()
+    options = {"train": once(), "model": Plain, "num_sanity_val_steps": 0}
+    model, _ = fit(tmp_path / "search", [callback], **options)
+    assert [row["epoch"] for row in callback.history] == [0]
+    assert same_state(plain.state_dict(), model.state_dict())
+
+
 def test_members_keep_their_own_weights(tmp_path: Path) -> None:
     callback = by_decay()
     model, _ = fit(tmp_path, [callback], model=Recorder, max_epochs=3)
