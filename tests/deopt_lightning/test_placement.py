@@ -41,6 +41,22 @@ def test_the_choice_by_room_that_is_given(
         assert same_state(plain, found)
 
 
+@pytest.mark.parametrize("carry", ["population", "weights"])
+def test_snapshots_on_the_cpu_change_nothing(carry: str, tmp_path: Path) -> None:
+    runs = []
+    for device in (None, "cpu"):
+        callback = DEOptCallback("val_loss", population_size=4, carry=carry, snapshot_device=device)
+        model, _ = fit(tmp_path / str(device), [callback], max_epochs=2)
+        runs.append((model.state_dict(), callback.schedule))
+    assert same_state(runs[0][0], runs[1][0])
+    assert runs[0][1] == runs[1][1]
+
+
+def test_other_snapshot_devices_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"snapshot_device must be one of .*; got 'disk'"):
+        DEOptCallback("val_loss", snapshot_device="disk")
+
+
 def test_other_devices_have_room() -> None:
     assert room_beside_training(torch.device("cpu")) == float("inf")
 
