@@ -15,9 +15,6 @@ import lightning.pytorch as pl
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch.optim.swa_utils import AveragedModel
 
-from deopt_lightning.lr_schedule import regroup
-from deopt_lightning.param_groups import GroupSplit
-
 
 def averages_of(trainer: pl.Trainer) -> list[Any]:
     """The callbacks whose average is what the run validates."""
@@ -45,13 +42,6 @@ def end_epoch(trainer: pl.Trainer) -> None:
     """Lets averages hear of the epoch's end; when they hear of it again, they do nothing more."""
     for average in averages_of(trainer):
         average.on_train_epoch_end(trainer, trainer.lightning_module)
-
-
-def regroup_schedule(average: Any, split: GroupSplit) -> None:
-    """Lets the LR schedule of a `StochasticWeightAveraging` follow the groups that are split."""
-    old_count = len(split.user_options)
-    regroup(vars(average), split.user_index, old_count, keys=("_swa_lrs",))
-    regroup(vars(average)["_scheduler_state"] or {}, split.user_index, old_count)
 
 
 def refuse_to_stand_still(average: object) -> None:

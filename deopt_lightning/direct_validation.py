@@ -24,7 +24,7 @@ from torch import Tensor
 
 from deopt_lightning.direct_steps import TRANSFER_HOOKS, why_not_alone, why_overridden
 from deopt_lightning.quiet import muted
-from deopt_lightning.snapshot import Snapshot
+from deopt_lightning.snapshot import Snapshot, same_values
 from deopt_lightning.trainer_seam import ProbeLoops, draws_plainly
 
 _HOOKS = (  # those that Lightning's loop calls in a validation and a direct one does not
@@ -106,7 +106,7 @@ def equals_loop(loops: ProbeLoops, start: Snapshot) -> bool | None:
     same = logged.keys() == found.keys() and np.array_equal(
         list(logged.values()), [found[name] for name in logged], equal_nan=True
     )
-    return same and all(map(_equal, tensors, tensors_then)) and plain == plain_then
+    return same and all(map(same_values, tensors, tensors_then)) and plain == plain_then
 
 
 def _left_by(loops: ProbeLoops) -> list[Tensor]:
@@ -121,9 +121,3 @@ def _plain_of(loops: ProbeLoops) -> dict[str, Any]:
     return {
         name: value for name, value in attributes if isinstance(value, bool | int | float | str)
     }
-
-
-def _equal(left: Tensor, right: Tensor) -> bool:
-    if not left.is_floating_point():
-        return torch.equal(left, right)
-    return torch.allclose(left, right, rtol=0, atol=0, equal_nan=True)

@@ -10,11 +10,10 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from deopt_lightning.member_state import with_learned
-from deopt_lightning.snapshot import Buffers, Snapshot, same_buffers
+from deopt_lightning.snapshot import Buffers, Snapshot, same_buffers, same_values
 
 
 @dataclass(frozen=True)
@@ -51,7 +50,8 @@ class FirstBatch:
         changed = {
             id(tensor): tensor
             for tensor, _ in present.tensors
-            if id(tensor) in left and not _equal(tensor, left[id(tensor)])
+            if (copy := left.get(id(tensor))) is not None
+            and not same_values(tensor, copy.to(tensor.device))
         }
         earlier = dict(before.buffers) if before else {}
         replaced = {
@@ -92,9 +92,3 @@ class FirstBatch:
             buffers=buffers,
             gradients=member.gradients,
         )
-
-
-def _equal(tensor: Tensor, copy: Tensor) -> bool:
-    """Whether a tensor has its copy's values, NaN included."""
-    copy = copy.to(tensor.device)
-    return torch.equal(tensor, copy) or bool(((tensor == copy) | (tensor != tensor)).all())

@@ -9,7 +9,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 
-from deopt_lightning.averaging import regroup_schedule, stochastic_averages_of
+from deopt_lightning.averaging import stochastic_averages_of
 from deopt_lightning.chained import ChainedSearch
 from deopt_lightning.differential_evolution import DifferentialEvolution
 from deopt_lightning.epoch_start import schedulers_of
@@ -20,6 +20,7 @@ from deopt_lightning.members import MemberSearch
 from deopt_lightning.probing import ProbeSearch
 from deopt_lightning.running_best import RunningBestDE
 from deopt_lightning.steady_state import SteadyStateDE
+from deopt_lightning.trainer_seam import regroup_schedule
 
 PROBE_STEPS = 0.25  # of an epoch, unless given
 LR_UP, LR_UP_OF_MEMBERS = 10, 100  # times the own lr, unless bounds are given

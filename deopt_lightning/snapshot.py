@@ -177,8 +177,18 @@ class Snapshot:
             self.restore()
 
 
+def same_values(left: torch.Tensor, right: torch.Tensor) -> bool:
+    """Whether tensors on one device are equal, NaN where the other has NaN included."""
+    if torch.equal(left, right):
+        return True
+    return left.is_floating_point() and torch.allclose(left, right, rtol=0, atol=0, equal_nan=True)
+
+
 def buffers_of(module: nn.Module) -> Buffers:
-    """The very dict in which a module holds its own buffers, by name; None for one to come."""
+    """The very dict in which a module holds its own buffers, by name; None for one to come.
+
+    What torch has in public for it does not tell one to come from none.
+    """
     found: Buffers = vars(module)["_buffers"]
     return found
 

@@ -24,6 +24,8 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from deopt_lightning import averaging
 from deopt_lightning.batch_counts import limit_batches
+from deopt_lightning.lr_schedule import regroup
+from deopt_lightning.param_groups import GroupSplit
 from deopt_lightning.quiet import QuietLogger, deaf, muted
 from deopt_lightning.random_state import Generator, generators_of
 from deopt_lightning.replay import Batches, Record, Replay
@@ -263,6 +265,13 @@ def loader_generators(trainer: pl.Trainer) -> list[Generator]:
     return generators_of(
         [part for loaders in combined if loaders is not None for part in loaders.flattened]
     )
+
+
+def regroup_schedule(average: Any, split: GroupSplit) -> None:
+    """Lets the LR schedule of a `StochasticWeightAveraging` follow the groups that are split."""
+    old_count = len(split.user_options)
+    regroup(vars(average), split.user_index, old_count, keys=("_swa_lrs",))
+    regroup(average._scheduler_state or {}, split.user_index, old_count)
 
 
 def has_validation_data(trainer: pl.Trainer) -> bool:

@@ -268,7 +268,8 @@ class RecsysDataModule(L.LightningDataModule):
         return ratings_path(self.dataset, self.data_dir)
 
     def _check_pairs(self) -> None:
-        if self._pairs_of_checkpoint not in (None, self.fingerprint):
+        saved = self._pairs_of_checkpoint
+        if saved is not None and saved != self.fingerprint:
             raise ValueError(
                 f"the checkpoint was trained on other pairs than the {len(self.train)} training "
                 f"pairs of {self.num_users} users and {self.num_items} items here, among which may "
