@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from os import PathLike
 from typing import Any
 
 import lightning.pytorch as pl
@@ -32,7 +33,7 @@ def _of_logger(name: str) -> Any:
 
 
 class QuietLogger(DummyLogger):
-    """Takes the place of a logger and writes nothing; its folders have the same names.
+    """Takes the place of a logger and writes nothing; code that asks finds it to be that logger.
 
     Args:
         logger: The logger, which is asked when somebody wants to know.
@@ -45,6 +46,51 @@ class QuietLogger(DummyLogger):
     def __init__(self, logger: Any) -> None:
         super().__init__()
         self.logger = logger
+
+    @property  # type: ignore[misc]
+    def __class__(self) -> Any:
+        """That of the logger, for `isinstance`, as in ``trainer.log_dir``."""
+        return type(self.logger)
+
+    @property
+    def experiment(self) -> Any:
+        """The logger's experiment, of which only values can be read."""
+        return _Silent(self.logger.experiment)
+
+    def __getattr__(self, name: str) -> Any:
+        """A value of the logger, such as a folder; all else does nothing."""
+        return getattr(_Silent(self.logger), name)
+
+
+class _Silent:
+    """Stands for an object: its values can be read, and calls do nothing."""
+
+    def __init__(self, stands_for: Any = None) -> None:
+        self._stands_for = stands_for
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("_"):
+            raise AttributeError(name)
+        value = getattr(self._stands_for, name, None)
+        return value if isinstance(value, _VALUES) else _Silent(value)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> _Silent:
+        return _Silent()
+
+    def __getitem__(self, key: Any) -> _Silent:
+        return self
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        pass
+
+    def __enter__(self) -> _Silent:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        pass
+
+
+_VALUES = (str, int, float, PathLike, Mapping, list, tuple)
 
 
 @contextmanager
