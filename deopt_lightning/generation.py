@@ -172,7 +172,7 @@ class ProbeMaker:
         if isinstance(direct.batches, Redrawn):
             rank_zero_info(
                 "DEOptCallback draws a generation's batches anew for each candidate, since they "
-                f"take more than {KEPT_BYTES / 2**30:.0f} GiB."
+                f"take more than {KEPT_BYTES / 2**30:.0f} GiB or hold what cannot be copied."
             )
         self.workers = worker_count(trainer, self._asked_workers, direct.batches)
         hooks = ("lr_scheduler_step",) if loops.schedules else ()  # it may ask for global_step

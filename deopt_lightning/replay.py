@@ -1,4 +1,4 @@
-"""A generation's batches, for each candidate to train on: kept, or drawn anew if they are many."""
+"""A generation's batches, for each candidate to train on: kept, or drawn anew if they cannot be."""
 
 from __future__ import annotations
 
@@ -64,24 +64,27 @@ class Redrawn(Sequence[Any]):
 
 
 class Record:
-    """Batches that are kept one after the other, until they are too many.
+    """Copies of batches that are kept one after the other, until they are too many.
 
     Attributes:
-        batches: Those so far; None if they were too many.
+        batches: Those so far; None if they were too many, or hold what cannot be copied.
     """
 
     def __init__(self) -> None:
         self.batches: list[Any] | None = []
         self._bytes = 0
 
-    def add(self, batch: Any, copy: bool = False) -> bool:
-        """Keeps a batch, or a copy of it; returns whether it could."""
+    def add(self, batch: Any) -> bool:
+        """Keeps a copy of a batch; returns whether it could."""
         self._bytes += bytes_of(batch)
         if self.batches is None or self._bytes > KEPT_BYTES:
             self.batches = None
             return False
-        self.batches.append(copy_batch(batch) if copy else batch)
-        return True
+        try:
+            self.batches.append(copy_batch(batch))
+        except Exception:  # whatever the objects in it raise: a lock, a generator, a graph's tensor
+            self.batches = None
+        return self.batches is not None
 
 
 def keep_or_redraw(
@@ -97,7 +100,7 @@ def keep_or_redraw(
     """
     if recorded is None:
         record = Record()
-        all(map(record.add, draw()))  # up to the first that is too much
+        all(map(record.add, draw()))  # up to the first that cannot be kept
         recorded = record.batches
     if trainer.strategy.reduce_boolean_decision(recorded is not None, all=True):
         assert recorded is not None
@@ -141,8 +144,12 @@ class Replay:
 
 
 def copy_batch(batch: Any) -> Any:
-    """A deep copy, several times faster than `deepcopy` for tensors in built-in containers."""
-    if isinstance(batch, torch.Tensor):
+    """A deep copy, several times faster than `deepcopy` for tensors in built-in containers.
+
+    Raises:
+        Exception: As `deepcopy` does, also for a tensor whose gradient goes back to others.
+    """
+    if isinstance(batch, torch.Tensor) and not batch.requires_grad:
         return batch.clone()
     if isinstance(batch, tuple) and hasattr(batch, "_fields"):
         return type(batch)(*map(copy_batch, batch))

@@ -204,7 +204,7 @@ class _Recorder(_PrefetchDataFetcher):
     def __next__(self) -> Any:
         fetched = super().__next__()
         if self.record is not None:
-            self.record.add(fetched[0], copy=True)
+            self.record.add(fetched[0])
         return fetched
 
 
@@ -223,7 +223,7 @@ def record_batches(trainer: pl.Trainer) -> None:
 
 
 def recorded_batches(trainer: pl.Trainer) -> list[Any] | None:
-    """The epoch's batches, once; None where they were too many, or not recorded from the first."""
+    """The epoch's batches, once; None where they could not be kept, or not from the first."""
     fetcher: Any = trainer.fit_loop._data_fetcher
     record, fetcher.record = getattr(fetcher, "record", None), None
     kept = record.batches if record is not None else None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,13 +12,13 @@ import numpy as np
 import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
-from torch.utils.data import DataLoader, IterableDataset, TensorDataset
+from torch.utils.data import DataLoader, IterableDataset, TensorDataset, default_collate
 
 from deopt_lightning import DEOptCallback, replay
 from deopt_lightning.replay import Redrawn, bytes_of
 from tests.deopt_lightning.test_compiled_steps import Interrupt
 from tests.deopt_lightning.test_direct_steps import Pure, warmed_up
-from tests.deopt_lightning.test_members import Plain
+from tests.deopt_lightning.test_members import Plain, pinned
 from tests.tiny import SilentDryRun, fit, same_state, tiny_data, train_loader
 
 
@@ -107,6 +108,60 @@ def test_a_resumed_run_draws_what_the_unbroken_one_does(tmp_path: Path) -> None:
     resumed = search(tmp_path / "resumed", train=augmented(), ckpt_path=saved, **options)
     assert same_state(unbroken[0], resumed[0])
     assert unbroken[2][-1] == resumed[2][-1]
+
+
+def with_lock(x: torch.Tensor) -> Any:
+    return {"x": x, "lock": threading.Lock()}
+
+
+def with_generator(x: torch.Tensor) -> Any:
+    return SimpleNamespace(x=x, rows=(row for row in x))
+
+
+def of_a_graph(x: torch.Tensor) -> Any:
+    weight = torch.full((6,), 1.5, requires_grad=True)
+    return {"x": torch.exp(x * weight).log()}
+
+
+@pytest.mark.parametrize("wrap", [with_lock, with_generator, of_a_graph])
+def test_what_cannot_be_copied_is_drawn_anew(
+    wrap: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def collate(rows: list[Any]) -> Any:
+        x, y = default_collate(rows)
+        return wrap(x), y
+
+    class Unwraps(Plain):
+        def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
+            found, y = batch
+            x = found["x"] if isinstance(found, dict) else found.x
+            return super().training_step((x, y), batch_idx)
+
+    options: dict[str, Any] = {"model": Unwraps, "train": train_loader(collate_fn=collate)}
+    plain, _ = fit(tmp_path / "plain", **options)
+    callback = pinned()
+    model, _ = fit(tmp_path / "search", [callback], **options)
+    assert same_state(plain.state_dict(), model.state_dict())
+    assert [len(set(record["perf"])) for record in callback.history] == [1, 1, 1]
+
+
+def test_a_tensor_that_is_to_get_a_gradient_gets_one_in_each_member(tmp_path: Path) -> None:
+    """Points in space of a physics-informed loss, which differentiates by them."""
+
+    class Smooth(Plain):
+        def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
+            loss = super().training_step(batch, batch_idx)
+            assert batch[0].is_leaf
+            (slope,) = torch.autograd.grad(loss, batch[0], create_graph=True)
+            return loss + slope.square().sum()
+
+    def collate(rows: list[Any]) -> Any:
+        x, y = default_collate(rows)
+        return x.requires_grad_(), y
+
+    callback = pinned()
+    fit(tmp_path, [callback], model=Smooth, train=train_loader(collate_fn=collate))
+    assert [len(set(record["perf"])) for record in callback.history] == [1, 1, 1]
 
 
 @pytest.mark.usefixtures("nothing_is_kept")
