@@ -9,8 +9,10 @@ from typing import Any
 
 import lightning.pytorch as pl
 import numpy as np
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 from numpy.typing import NDArray
+from torch.nn.parameter import is_lazy
 
 from deopt_lightning import trainer_seam
 from deopt_lightning.averaging import averages_of
@@ -240,14 +242,21 @@ def take_snapshot(trainer: pl.Trainer, device: str | None = None) -> Snapshot:
         trainer: The Trainer.
         device: Where it keeps tensors, see ``Snapshot.take``.
     """
+    module = trainer.lightning_module
+    if lazy := [name for name, parameter in module.named_parameters() if is_lazy(parameter)]:
+        raise MisconfigurationException(
+            f"DEOptCallback copies the module's weights, and {lazy[0]} has no shape before the "
+            "first batch. Leave num_sanity_val_steps above 0, pass a batch through the module in "
+            "configure_optimizers, or set warmup_epochs=2."
+        )
     return Snapshot.take(
-        trainer.lightning_module,
+        module,
         trainer.optimizers,
         stateful=[trainer.precision_plugin],
         generators=trainer_seam.loader_generators(trainer),
         schedulers=schedulers_of(trainer),
         beside=averages_of(trainer),
-        gradients=not trainer.lightning_module.automatic_optimization,
+        gradients=not module.automatic_optimization,
         device=device,
     )
 

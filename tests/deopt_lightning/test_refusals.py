@@ -155,6 +155,28 @@ def test_unfit_trainers_are_refused_before_training(
         fit(tmp_path, callbacks, **options)
 
 
+class Lazy(TinyModel):
+    """Its first layer learns from the first batch how wide it is."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = torch.nn.LazyLinear(8)
+
+
+def test_weights_without_a_shape_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(MisconfigurationException, match=r"first\.weight has no shape before"):
+        fit(tmp_path, [DEOptCallback("val_loss")], model=Lazy, num_sanity_val_steps=0)
+
+
+@pytest.mark.parametrize(("sanity_steps", "warmup"), [(1, 0), (0, 2)])
+def test_weights_that_have_got_a_shape_are_not(
+    sanity_steps: int, warmup: int, tmp_path: Path
+) -> None:
+    callback = DEOptCallback("val_loss", warmup_epochs=warmup)
+    fit(tmp_path, [callback], model=Lazy, num_sanity_val_steps=sanity_steps)
+    assert [row["epoch"] for row in callback.history] == [0, 1, 2][max(0, warmup - 1) :]
+
+
 @pytest.mark.parametrize("name", ["FSDPStrategy", "DeepSpeedStrategy", "XLAFSDPStrategy"])
 def test_sharded_strategies_are_refused_by_their_name(name: str, tmp_path: Path) -> None:
     """The real ones need a GPU or another package before a fit begins."""
