@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from copy import copy
 from typing import Any, Literal
 
 import lightning.pytorch as pl
@@ -19,6 +20,8 @@ from deopt_lightning.rank_exchange import gather_ranks, warn_of_lost_rank
 from deopt_lightning.scale_factor import LocalSearch
 from deopt_lightning.search_space import Bounds, Repair
 from deopt_lightning.searches import Search, build_control, build_maker, build_search
+
+_ATTRIBUTES = ("history", "schedule", "probe_steps_taken", "evaluations")
 
 
 class DEOptCallback(Callback):
@@ -238,7 +241,8 @@ class DEOptCallback(Callback):
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Refuses a monitor that validation does not log, as soon as that is known."""
         if trainer.state.fn == "fit" and not trainer.sanity_checking:
-            Monitor(self.monitor, self.mode).check(trainer.callback_metrics)
+            if (trainer.current_epoch + 1) % self.every_n_epochs == 0:
+                Monitor(self.monitor, self.mode).check(trainer.callback_metrics)
             self._validated = trainer.global_step, dict(trainer.callback_metrics)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -271,10 +275,7 @@ class DEOptCallback(Callback):
             "by_hand": list(self._control.by_hand),
             "search": self._search.state_dict(),
             "values": self._values.tolist(),
-            "history": list(self.history),
-            "schedule": list(self.schedule),
-            "probe_steps_taken": self.probe_steps_taken,
-            "evaluations": self.evaluations,
+            **{name: copy(getattr(self, name)) for name in _ATTRIBUTES},
             "decisions": dict(self._maker.decisions),
             "last_epoch": self._last_epoch,
             "rng": gather_ranks(rng_state()),
@@ -339,10 +340,7 @@ class DEOptCallback(Callback):
         self._control.follow(state.get("by_hand", []))
         search.load_state_dict(state["search"])
         self._values = np.array(state["values"])
-        self.history = list(state["history"])
-        self.schedule = list(state["schedule"])
-        self.probe_steps_taken = state["probe_steps_taken"]
-        self.evaluations = state["evaluations"]
+        vars(self).update({name: copy(state[name]) for name in _ATTRIBUTES})
         self._maker.decisions.update(state.get("decisions", {}))
         self._last_epoch = state["last_epoch"]
         if len(state["rng"]) == trainer.world_size:

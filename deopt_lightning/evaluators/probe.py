@@ -40,7 +40,7 @@ class Monitor:
         raise MisconfigurationException(
             f"DEOptCallback(monitor={self.name!r}) needs a metric that validation logs; it logs: "
             f"{names}. Choose one of these, or add self.log({self.name!r}, ...) to "
-            "validation_step."
+            "validation_step. If every n-th epoch logs it, set every_n_epochs=n."
         )
 
     def perf(self, metrics: Mapping[str, torch.Tensor], loops: ProbeLoops) -> float:

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from lightning.pytorch.callbacks import EarlyStopping, LearningRateMonitor, TQDMProgressBar
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from deopt_lightning import DEOptCallback
 from tests.tiny import LAYERS, TinyModel, csv_rows, fit, probing_callback, same_state
@@ -183,6 +184,22 @@ def test_no_weight_decay_is_searched_or_logged_where_none_acts(
     assert [row["weight_decay"]["norm"] for row in callback.schedule] == [0, 0, 0]
     logged = [row["deopt/weight_decay/norm"] for row in csv_rows(tmp_path)]
     assert {float(value) for value in logged if value} == {0.0}
+
+
+@pytest.mark.parametrize("carry", ["population", "weights", "chain"])
+def test_a_metric_of_every_second_epoch_can_be_searched_by(carry: Any, tmp_path: Path) -> None:
+    class Dear(TinyModel):
+        def on_validation_epoch_end(self) -> None:
+            super().on_validation_epoch_end()
+            if self.current_epoch % 2 == 1:
+                self.log("dear", 1 + self.last.weight.square().mean())
+
+    callback = DEOptCallback("dear", population_size=4, carry=carry, every_n_epochs=2)
+    fit(tmp_path, [callback], model=Dear, max_epochs=10)
+    expected = [9] if carry == "chain" else [1, 3, 5, 7, 9]
+    assert [row["epoch"] for row in callback.history] == expected
+    with pytest.raises(MisconfigurationException, match="If every n-th epoch logs it, set every_n"):
+        fit(tmp_path, [DEOptCallback("dear", carry=carry)], model=Dear)
 
 
 def test_history_is_plain_data(tmp_path: Path) -> None:
