@@ -79,6 +79,23 @@ def check_resumed(state: Mapping[str, Any], layers: list[str], carry: str) -> No
         )
 
 
+def warn_of_one_epoch(trainer: pl.Trainer) -> None:
+    """Says that a run may end before learned values have trained anything.
+
+    Args:
+        trainer: A Trainer in `on_train_start`, which knows its data.
+    """
+    batches, steps = trainer.num_training_batches, trainer.max_steps
+    by_steps = steps != -1 and batches >= steps * trainer.accumulate_grad_batches
+    if not trainer.fast_dev_run and (by_steps or trainer.max_epochs == 1):  # type: ignore[attr-defined]
+        rank_zero_warn(
+            "DEOptCallback changes lr and weight decay at the ends of epochs, and this run may be "
+            f"over in its first (max_epochs={trainer.max_epochs}, max_steps={steps}, {batches} "
+            "batches in an epoch). Set limit_train_batches, for example to 100, for shorter epochs "
+            "and max_epochs for more of them."
+        )
+
+
 def _warn_of_mode(monitor: str, mode: str) -> None:
     """Says that a mode is unusual for a metric of that name; a run would unlearn."""
     words = set(re.split(r"[^a-z0-9]+", monitor.lower()))

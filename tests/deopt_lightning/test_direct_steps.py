@@ -177,8 +177,8 @@ def test_modules_that_do_more_take_the_loops_without_a_word(
     taken = was_direct(monkeypatch)
     with warnings.catch_warnings():
         warnings.filterwarnings("error", message="DEOptCallback")
-        fit(tmp_path, [DEOptCallback("val_loss", population_size=4)], model=model, max_epochs=1)
-    assert taken == [False]
+        fit(tmp_path, [DEOptCallback("val_loss", population_size=4)], model=model, max_epochs=2)
+    assert taken == [False, False]
 
 
 def test_a_datamodule_that_changes_batches_takes_the_loops(

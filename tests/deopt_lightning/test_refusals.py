@@ -316,6 +316,27 @@ def test_a_mode_that_would_unlearn_is_remarked_on(
     assert all(repr(monitor) in text and f"Pass mode={usual!r}" in text for text in texts)
 
 
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"train": DataLoader(Endless(), batch_size=8), "max_steps": 20}, True),
+        ({"max_steps": 12}, True),
+        ({"max_steps": 6, "accumulate_grad_batches": 2}, True),
+        ({"max_epochs": 1}, True),
+        ({"max_steps": 13}, False),
+        ({"max_epochs": 2}, False),
+        ({"fast_dev_run": True}, False),
+        ({"train": DataLoader(Endless(), batch_size=8), "limit_train_batches": 9}, False),
+    ],
+)
+def test_a_run_of_one_epoch_is_remarked_on(
+    options: dict[str, Any], told: bool, tmp_path: Path, recwarn: pytest.WarningsRecorder
+) -> None:
+    fit(tmp_path, [DEOptCallback("val_loss")], **options)
+    texts = [str(warning.message) for warning in recwarn]
+    assert any("this run may be over in its first" in text for text in texts) is told
+
+
 class Unfreezes(TinyModel):
     """Adds a group to the optimizer, by hand, as its second epoch starts."""
 
