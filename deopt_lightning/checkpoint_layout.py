@@ -86,8 +86,8 @@ def optimizer_to_user_layout(state: Mapping[str, Any], split: GroupSplit) -> dic
         size = split.user_sizes[user_index]
         groups.append({**kept, **own, "params": list(range(start, start + size))})
         start += size
-    per_parameter = {split.user_order[index]: value for index, value in state["state"].items()}
-    return {**state, "state": dict(sorted(per_parameter.items())), "param_groups": groups}
+    entries = _reordered(state["state"], dict(enumerate(split.user_order)))
+    return {**state, "state": entries, "param_groups": groups}
 
 
 def optimizer_to_split_layout(
@@ -114,5 +114,12 @@ def optimizer_to_split_layout(
         groups.append({**options, **own, "params": list(range(start, start + size))})
         start += size
     split_index = {user: index for index, user in enumerate(split.user_order)}
-    per_parameter = {split_index[index]: value for index, value in state["state"].items()}
-    return {**state, "state": per_parameter, "param_groups": groups}
+    entries = _reordered(state["state"], split_index)
+    return {**state, "state": entries, "param_groups": groups}
+
+
+def _reordered(state: Mapping[Any, Any], places: Mapping[int, int]) -> dict[Any, Any]:
+    """An optimizer's state by other indices; what is not by an index is of all parameters."""
+    of_all = {key: value for key, value in state.items() if key not in places}
+    indexed = {places[key]: value for key, value in state.items() if key in places}
+    return dict(sorted(indexed.items())) | of_all

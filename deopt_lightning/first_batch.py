@@ -8,6 +8,8 @@ Trainer's module had them then, and only what training learns is the member's.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from itertools import zip_longest
+from operator import or_
 from typing import Any
 
 from torch import Tensor, nn
@@ -26,6 +28,7 @@ class FirstBatch:
             optimizer trains, such as a buffer that is annealed, by the id of the tensor.
         buffers: The buffers of modules in which hooks have put others since the last epoch.
         added: These others, each with a copy.
+        options: For each optimizer and group, the options that hooks have written since then.
         missed: Names of parameters that hooks have written and that an optimizer trains, so that
             each member has its own.
     """
@@ -34,6 +37,7 @@ class FirstBatch:
     written: dict[int, Tensor]
     buffers: dict[nn.Module, Buffers]
     added: list[tuple[Tensor, Tensor]]
+    options: list[list[dict[str, Any]]]
     missed: tuple[str, ...]
 
     @classmethod
@@ -61,11 +65,17 @@ class FirstBatch:
         }
         named = present.modules[0].named_parameters()
         bare: Any = [(optimizer, {}, groups) for optimizer, _, groups in present.optimizers]
+        groups_left = [own for _, _, own in before.optimizers] if before else []
+        options = [
+            list(map(_written, groups, own or [{}] * len(groups)))
+            for (_, _, groups), own in zip_longest(present.optimizers, groups_left)
+        ]
         return cls(
             replace(present, tensors=[], optimizers=bare, stateful=[], gradients=[]),
             {key: t.detach().clone() for key, t in changed.items() if key not in trained},
             replaced,
             [(t, t.detach().clone()) for t, _ in present.tensors if left and id(t) not in left],
+            options,
             tuple(name for name, p in named if id(p) in changed and id(p) in trained),
         )
 
@@ -86,9 +96,32 @@ class FirstBatch:
         """A state with what the member has learned."""
         tensors = [(tensor, self.written.get(id(tensor), copy)) for tensor, copy in member.tensors]
         buffers = [(owner, self.buffers.get(owner, own)) for owner, own in member.buffers]
+        found = with_learned(self.rest, member)
+        optimizers = [
+            (optimizer, state, list(map(or_, groups, written)))
+            for (optimizer, state, groups), written in zip(
+                found.optimizers, self.options, strict=True
+            )
+        ]
         return replace(
-            with_learned(self.rest, member),
+            found,
+            optimizers=optimizers,
             tensors=[*tensors, *self.added],
             buffers=buffers,
             gradients=member.gradients,
         )
+
+
+def _written(present: dict[str, Any], before: dict[str, Any]) -> dict[str, Any]:
+    """A group's options that are others than before."""
+    return {
+        key: value
+        for key, value in present.items()
+        if key not in before or not _same_option(value, before[key])
+    }
+
+
+def _same_option(left: Any, right: Any) -> bool:
+    if isinstance(left, Tensor) and isinstance(right, Tensor):
+        return left.shape == right.shape and same_values(left, right.to(left.device))
+    return bool(left is right or left == right)

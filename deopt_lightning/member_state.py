@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from deopt_lightning.snapshot import Snapshot
+from deopt_lightning.snapshot import SCHEDULED_OPTIONS, Snapshot
 
 
 def to_plain(snapshot: Snapshot) -> dict[str, Any]:
@@ -28,9 +28,14 @@ def to_plain(snapshot: Snapshot) -> dict[str, Any]:
             for live in _live(snapshot)
         ],
         "optimizers": [
-            {names[id(parameter)]: entries for parameter, entries in state.items()}
+            {names[id(p)]: entries for p, entries in state.items() if isinstance(p, torch.Tensor)}
             for _, state, _ in snapshot.optimizers
         ],
+        "of_all_parameters": [
+            {key: value for key, value in state.items() if not isinstance(key, torch.Tensor)}
+            for _, state, _ in snapshot.optimizers
+        ],
+        "options": [groups for _, _, groups in snapshot.optimizers],
         "stateful": [state for _, state in snapshot.stateful],
     }
 
@@ -52,17 +57,21 @@ def from_plain(plain: dict[str, Any], present: Snapshot) -> Snapshot:
     tensors = [
         (tensor, _like(copies.get(id(tensor), copy), copy)) for tensor, copy in present.tensors
     ]
+    earlier = [groups for _, _, groups in present.optimizers]  # versions that kept no options
+    options = plain.get("options", earlier)
+    others = plain.get("of_all_parameters", [{}] * len(options))
     optimizers = [
         (
             optimizer,
             {
                 (parameter := parameters[name]): _on(entries, parameter, places[id(parameter)])
                 for name, entries in state.items()
-            },
+            }
+            | of_all,
             groups,
         )
-        for (optimizer, _, groups), state in zip(
-            present.optimizers, plain["optimizers"], strict=True
+        for (optimizer, _, _), state, of_all, groups in zip(
+            present.optimizers, plain["optimizers"], others, options, strict=True
         )
     ]
     parts = [part for part, _ in present.stateful]
@@ -75,11 +84,12 @@ def with_learned(present: Snapshot, learned: Snapshot) -> Snapshot:
 
     Args:
         present: A snapshot of the model as it is.
-        learned: Another snapshot of it, whose weights, optimizers and other states are taken.
+        learned: Another snapshot of it, whose weights, optimizers and other states are taken, with
+            the options of their groups that no LR scheduler writes: some optimizers count there.
     """
     optimizers = [
-        (optimizer, state, groups)
-        for (optimizer, _, groups), (_, state, _) in zip(
+        (optimizer, state, list(map(_scheduled_as, own, groups)))
+        for (optimizer, _, groups), (_, state, own) in zip(
             present.optimizers, learned.optimizers, strict=True
         )
     ]
@@ -91,6 +101,10 @@ def with_learned(present: Snapshot, learned: Snapshot) -> Snapshot:
         optimizer_attributes=learned.optimizer_attributes,
         stateful=learned.stateful,
     )
+
+
+def _scheduled_as(own: dict[str, Any], present: dict[str, Any]) -> dict[str, Any]:
+    return own | {key: present[key] for key in SCHEDULED_OPTIONS if key in present}
 
 
 def _live(snapshot: Snapshot) -> list[dict[str, torch.Tensor]]:

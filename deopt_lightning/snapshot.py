@@ -151,7 +151,7 @@ class Snapshot:
     def nbytes(self) -> int:
         """Size of the copies of parameters, buffers and optimizer state."""
         states = [entries for _, state, _ in self.optimizers for entries in state.values()]
-        values = [value for entries in states for value in entries.values()]
+        values = [v for e in states for v in (e.values() if isinstance(e, dict) else [e])]
         copies = [*(copy for _, copy in self.tensors), *values]
         return sum(copy.nbytes for copy in copies if isinstance(copy, torch.Tensor))
 
@@ -254,6 +254,8 @@ def _take_optimizer(
             key: _clone(value, device) if _is_like(value, parameter) else _copy(value)
             for key, value in entries.items()
         }
+        if isinstance(parameter, torch.Tensor)
+        else _copy(entries)  # by a name of its own, of all parameters
         for parameter, entries in optimizer.state.items()
     }
     groups = [
@@ -272,7 +274,10 @@ def _restore_optimizer(
     for parameter in [p for p in optimizer.state if p not in state]:
         del optimizer.state[parameter]
     for parameter, saved in state.items():
-        _restore_entries(optimizer.state[parameter], saved, parameter=parameter)
+        if isinstance(parameter, torch.Tensor):
+            _restore_entries(optimizer.state[parameter], saved, parameter=parameter)
+        else:
+            optimizer.state[parameter] = _copy(saved)
     for group, saved in zip(optimizer.param_groups, groups, strict=True):
         _restore_entries(group, saved, keep=("params", "param_names", *keep))
 

@@ -15,6 +15,7 @@ from torch import nn
 
 from deopt_lightning import DEOptCallback
 from tests.deopt_lightning.test_resume import comparable
+from tests.deopt_lightning.wrapping_optimizers import Sums
 from tests.tiny import (
     Recorder,
     SilentDryRun,
@@ -203,12 +204,14 @@ def test_an_error_in_a_member_leaves_the_run_as_it_was(tmp_path: Path) -> None:
 OUT_OF_PLACE = {"population_size": 5, "seed": 3}  # here the own setting is soon replaced
 
 
+@pytest.mark.parametrize("optimizer", [None, Sums], ids=["adam", "sums in its groups"])
 def test_the_own_setting_trains_beside_the_population_as_without_the_search(
-    tmp_path: Path,
+    optimizer: Any, tmp_path: Path
 ) -> None:
     plain, callback = ValuesPerEpoch(), make_callback(**OUT_OF_PLACE)
+    options: dict[str, Any] = {"model": partial(Plain, optimizer), "max_epochs": 8}
     for folder, added in {"plain": plain, "search": callback}.items():
-        fit(tmp_path / folder, [added], model=Plain, max_epochs=8, num_sanity_val_steps=0)
+        fit(tmp_path / folder, [added], num_sanity_val_steps=0, **options)
     own = callback.history[0]["members"][0]
     places = [record["members"].index(own) for record in callback.history]
     assert set(places) == {0, 5}

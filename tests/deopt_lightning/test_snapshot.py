@@ -13,7 +13,7 @@ from torch import nn
 from deopt_lightning.member_state import from_plain, to_plain, with_learned
 from deopt_lightning.random_state import rng_state, seed_generator, set_rng_state
 from deopt_lightning.snapshot import Snapshot
-from tests.deopt_lightning.wrapping_optimizers import Lookahead, Sharp
+from tests.deopt_lightning.wrapping_optimizers import Lookahead, Sharp, Sums
 
 
 class Net(nn.Module):
@@ -247,9 +247,25 @@ def test_an_optimizer_that_holds_another_comes_back(kind: Any, stepped_before: i
     assert hooks.id in hooks.hooks_dict_ref()
 
 
-def test_the_plain_form_has_the_inner_optimizers_state() -> None:
+@pytest.mark.parametrize("stepped_before", [0, 7])
+def test_sums_in_groups_and_counts_of_all_parameters_come_back(stepped_before: int) -> None:
     model = nn.Linear(2, 2)
-    optimizer = Sharp(model.parameters())
+    optimizer = Sums(model.parameters())
+    steps_of(model, optimizer, stepped_before)
+    snapshot = Snapshot.take(model, [optimizer])
+    expected = steps_of(model, optimizer)
+    assert snapshot.nbytes == 6 * 4 + 4
+    for restore in (snapshot.restore, snapshot.restore_weights):
+        restore()
+        assert steps_of(model, optimizer) == expected
+    with_learned(Snapshot.take(model, [optimizer]), snapshot).restore()
+    assert steps_of(model, optimizer) == expected
+
+
+@pytest.mark.parametrize("kind", [Sharp, Sums])
+def test_the_plain_form_has_the_optimizers_whole_state(kind: Any) -> None:
+    model = nn.Linear(2, 2)
+    optimizer = kind(model.parameters())
     steps_of(model, optimizer)
     plain = to_plain(Snapshot.take(model, [optimizer]))
     expected = steps_of(model, optimizer)

@@ -1,4 +1,4 @@
-"""Optimizers that hold others, as many do outside of torch."""
+"""Optimizers that keep their state in other places than torch's do, as many outside of it."""
 
 from __future__ import annotations
 
@@ -52,4 +52,26 @@ class Lookahead(Optimizer):
                 slow = self.slow.setdefault(parameter, parameter.clone())
                 slow.lerp_(parameter, 0.5)
                 parameter.copy_(slow)
+        return loss
+
+
+class Sums(Optimizer):
+    """A sum of squared lrs in each group, as schedule-free ones; a count for all, as MADGRAD."""
+
+    def __init__(self, params: Any, lr: float = 1e-2, weight_decay: float = 0.0) -> None:
+        super().__init__(params, {"lr": lr, "weight_decay": weight_decay, "sum": 0.0})
+        self.state["count"] = torch.zeros(1)
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> Any:
+        with torch.enable_grad():
+            loss = closure()
+        self.state["count"] += 1
+        self.state["steps"] = self.state.get("steps", 0) + 1
+        for group in self.param_groups:
+            group["sum"] += group["lr"] ** 2
+            share = group["lr"] ** 2 / group["sum"]
+            size = group["lr"] * (share + 1 / float(self.state["count"] + self.state["steps"]))
+            for parameter in (p for p in group["params"] if p.grad is not None):
+                parameter.mul_(1 - size * group["weight_decay"]).sub_(parameter.grad, alpha=size)
         return loss
