@@ -17,7 +17,7 @@ from torch.utils.hooks import RemovableHandle
 
 from deopt_lightning.checkpoint_layout import checkpoint_to_split_layout, checkpoint_to_user_layout
 from deopt_lightning.layers import LayerPatterns, group_layers
-from deopt_lightning.lr_schedule import BY_HAND, Schedule, apply_multipliers, lrs_by_hand
+from deopt_lightning.lr_schedule import BY_HAND, Schedule, apply_multipliers, lrs_by_hand, regroup
 from deopt_lightning.param_groups import (
     GroupSplit,
     check_groups,
@@ -77,6 +77,7 @@ class LayerControl:
         for index, optimizer in self._optimizers.items():
             under_schedule = scheduled or index in owners
             split = split_param_groups(optimizer, module, layers, scheduled=under_schedule)
+            regroup(vars(optimizer), split.user_index, len(split.user_options))
             of_this = [schedule for schedule in self._schedules if schedule.optimizer == index]
             unknown = ", ".join(s.unknown for s in of_this if s.unknown) or None
             self._hooks += apply_multipliers(optimizer, split, unknown) if under_schedule else []

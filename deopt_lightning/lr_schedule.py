@@ -24,7 +24,7 @@ FloatArray = NDArray[np.float64]
 EQUAL = 1e-6  # relative difference of lrs that are one, in single precision
 BY_HAND = "Code beside LR schedulers"
 
-# Lists that torch's schedulers, and timm's, keep with one entry per parameter group.
+# Lists that torch's schedulers, timm's, and AdaBound keep with one entry per parameter group.
 PER_GROUP = (
     "base_lrs",
     "_last_lr",
@@ -175,10 +175,10 @@ def regroup(
     old_count: int,
     keys: Sequence[str] = PER_GROUP,
 ) -> None:
-    """Rewrites a scheduler's per-group lists in place for other parameter groups.
+    """Rewrites the per-group lists of a scheduler, or an optimizer, in place for other groups.
 
     Args:
-        state: ``vars(scheduler)`` or a scheduler's ``state_dict()``.
+        state: Its ``vars``, or a scheduler's ``state_dict()``.
         parents: For each new group, the index of the old group that it takes its entry from.
         old_count: Number of old groups.
         keys: Names of the lists.

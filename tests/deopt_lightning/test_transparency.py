@@ -23,7 +23,7 @@ from lightning.pytorch.callbacks import (
 from torch.utils.data import ConcatDataset, DataLoader, Dataset, IterableDataset, Sampler, Subset
 
 from deopt_lightning import DEOptCallback
-from tests.deopt_lightning.wrapping_optimizers import Lookahead, Sharp, Sums
+from tests.deopt_lightning.wrapping_optimizers import Bounded, Lookahead, Sharp, Sums
 from tests.tiny import (
     LAYERS,
     ManualModel,
@@ -216,6 +216,7 @@ CASES: dict[str, dict[str, Any]] = {
     "optimizer with an inner one": {"optimizer": Sharp},
     "optimizer with slow weights": {"optimizer": Lookahead},
     "optimizer with sums": {"optimizer": Sums},
+    "optimizer with a list of lrs": {"optimizer": Bounded},
     "compiled module": {"model": compiled, "max_epochs": 2},
     "step schedule": {
         "optimizer": sgd_with(lambda o: schedule.CosineAnnealingLR(o, 20), interval="step")

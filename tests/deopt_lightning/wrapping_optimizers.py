@@ -75,3 +75,21 @@ class Sums(Optimizer):
             for parameter in (p for p in group["params"] if p.grad is not None):
                 parameter.mul_(1 - size * group["weight_decay"]).sub_(parameter.grad, alpha=size)
         return loss
+
+
+class Bounded(Optimizer):
+    """A list with the lr that each group began with, as AdaBound's."""
+
+    def __init__(self, params: Any, lr: float = 1e-2, weight_decay: float = 0.0) -> None:
+        super().__init__(params, {"lr": lr, "weight_decay": weight_decay})
+        self.base_lrs = [group["lr"] for group in self.param_groups]
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> Any:
+        with torch.enable_grad():
+            loss = closure()
+        for group, base_lr in zip(self.param_groups, self.base_lrs, strict=False):
+            most = 0.1 * group["lr"] / base_lr
+            for parameter in (p for p in group["params"] if p.grad is not None):
+                parameter.sub_((group["lr"] * parameter.grad).clamp(-most, most))
+        return loss
