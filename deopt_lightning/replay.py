@@ -108,22 +108,26 @@ def keep_or_redraw(
     return Redrawn(draw, count)
 
 
-def bytes_of(batch: Any) -> int:
-    """What the tensors and arrays of a batch take, also those among an object's attributes."""
-    size, seen, waiting = 0, set(), [batch]
+def arrays_of(batch: Any) -> Iterator[Any]:
+    """The tensors and arrays of a batch, also those among an object's attributes, each once."""
+    seen, waiting = set(), [batch]
     for part in waiting:  # which becomes longer
         if id(part) in seen:
             continue
         seen.add(id(part))
         if isinstance(part, torch.Tensor | np.ndarray):
-            size += part.nbytes
+            yield part
         elif isinstance(part, dict):
             waiting += part.values()
         elif isinstance(part, list | tuple):
             waiting += part
         else:
             waiting += getattr(part, "__dict__", {}).values()
-    return size
+
+
+def bytes_of(batch: Any) -> int:
+    """What the tensors and arrays of a batch take."""
+    return sum(array.nbytes for array in arrays_of(batch))
 
 
 class Replay:

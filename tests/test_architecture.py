@@ -38,6 +38,7 @@ FLOORS = [
     [
         "averaging",
         "replay",
+        "other_callbacks",
         "quiet",
         "batch_counts",
         "trainer_seam",
