@@ -211,7 +211,7 @@ class DEOptCallback(Callback):
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Writes resumed values, after the Trainer has restored the optimizer."""
         assert self._search is not None
-        compatibility.warn_of_one_epoch(trainer)
+        compatibility.check_epochs(trainer, self.carry)
         self._search.train_start(trainer)
         if self.history and self.adopt:
             self._control.write(self._values)

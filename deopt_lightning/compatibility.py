@@ -79,13 +79,24 @@ def check_resumed(state: Mapping[str, Any], layers: list[str], carry: str) -> No
         )
 
 
-def warn_of_one_epoch(trainer: pl.Trainer) -> None:
-    """Says that a run may end before learned values have trained anything.
+def check_epochs(trainer: pl.Trainer, carry: str) -> None:
+    """Refuses schedules that members cannot follow, and warns where only one epoch is to come.
 
     Args:
         trainer: A Trainer in `on_train_start`, which knows its data.
+        carry: As of DEOptCallback.
+
+    Raises:
+        MisconfigurationException: Naming the option and the way out.
     """
     batches, steps = trainer.num_training_batches, trainer.max_steps
+    for config in trainer.lr_scheduler_configs if carry == "population" else ():
+        if config.reduce_on_plateau and config.interval == "step" and config.frequency < batches:
+            raise MisconfigurationException(
+                "DEOptCallback cannot let members follow ReduceLROnPlateau with interval='step' "
+                f"and frequency={config.frequency}, which looks at the Trainer's own steps. Set "
+                "interval='epoch', or carry='weights'."
+            )
     by_steps = steps != -1 and batches >= steps * trainer.accumulate_grad_batches
     if not trainer.fast_dev_run and (by_steps or trainer.max_epochs == 1):  # type: ignore[attr-defined]
         rank_zero_warn(

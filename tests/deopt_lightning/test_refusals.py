@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -153,6 +154,26 @@ def test_unfit_trainers_are_refused_before_training(
     callbacks = [search, *options.pop("callbacks", [])]
     with pytest.raises(MisconfigurationException, match=message):
         fit(tmp_path, callbacks, **options)
+
+
+@pytest.mark.parametrize(
+    ("frequency", "search", "refused"),
+    [(1, {}, True), (11, {}, True), (12, {}, False), (1, {"probe_steps": 2}, False)],
+)
+def test_a_schedule_that_looks_at_the_trainers_steps_is_refused(
+    frequency: int, search: dict[str, Any], refused: bool, tmp_path: Path
+) -> None:
+    def plateau(parameters: Any) -> Any:
+        optimizer = torch.optim.SGD(parameters, lr=0.01)
+        scheduler = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, patience=0)
+        config = {"scheduler": scheduler, "interval": "step", "monitor": "train_loss"}
+        return {"optimizer": optimizer, "lr_scheduler": config | {"frequency": frequency}}
+
+    callback = DEOptCallback("val_loss", population_size=4, **search)
+    message = f"ReduceLROnPlateau with interval='step' and frequency={frequency}"
+    with pytest.raises(MisconfigurationException, match=message) if refused else nullcontext():
+        fit(tmp_path, [callback], model=partial(TinyModel, plateau))
+    assert len(callback.history) == (0 if refused else 3)
 
 
 class Lazy(TinyModel):
