@@ -39,7 +39,12 @@ def checkpoint_to_split_layout(
     schedules: Sequence[Schedule],
     optimizers: Mapping[int, Optimizer],
 ) -> None:
-    """Rewrites optimizer and scheduler states in place, from the user's groups to split ones."""
+    """Rewrites optimizer and scheduler states in place, from the user's groups to split ones.
+
+    A checkpoint of weights alone stays as it is; Lightning says that no fit can go on from it.
+    """
+    if "optimizer_states" not in checkpoint:
+        return
     states = checkpoint["optimizer_states"]
     for index, split in splits.items():
         states[index] = optimizer_to_split_layout(states[index], split, optimizers[index])

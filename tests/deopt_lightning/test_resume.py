@@ -102,6 +102,13 @@ def test_resumed_run_equals_the_unbroken_one(
     assert same_state(model.state_dict(), again.state_dict())
 
 
+def test_of_weights_alone_lightning_says_that_no_fit_goes_on_from_them(tmp_path: Path) -> None:
+    checkpoint = ModelCheckpoint(tmp_path, save_last=True, save_weights_only=True)
+    fit(tmp_path, [make_callback(), checkpoint])
+    with pytest.raises(KeyError, match="checkpoint contains only the model"):
+        fit(tmp_path, [make_callback()], ckpt_path=str(tmp_path / "last.ckpt"))
+
+
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_checkpoints_hold_the_users_own_groups(optimizer: str, tmp_path: Path) -> None:
     build = partial(TinyModel, OPTIMIZERS[optimizer])
