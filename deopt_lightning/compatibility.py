@@ -5,9 +5,11 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping, Sequence
+from numbers import Integral, Real
 from typing import Any
 
 import lightning.pytorch as pl
+import numpy as np
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
@@ -18,6 +20,15 @@ from deopt_lightning.trainer_seam import has_validation_data
 
 _SHARDED = ("FSDPStrategy", "DeepSpeedStrategy", "ModelParallelStrategy", "XLAFSDPStrategy")
 _WEIGHT_CHANGING = ("BaseFinetuning", "ModelPruning")
+_WHOLE = {  # numbers, and the least that each may be
+    "population_size": -math.inf,  # see check_settings
+    "seed": 0,
+    "every_n_epochs": 1,
+    "warmup_epochs": 0,
+    "optimizer_index": 0,
+    "max_generations": 1,
+    "workers": 0,
+}
 _USUAL_WORDS = {  # in names of metrics, and the mode that goes with them
     "max": "acc accuracy auc auroc bleu dice f1 iou map mrr ndcg precision psnr r2 recall ssim",
     "min": "cer err error fid loss mae mape mse nll perplexity ppl rmse wer",
@@ -30,6 +41,8 @@ def check_arguments(arguments: Mapping[str, Any]) -> None:
     Raises:
         ValueError: Naming the argument, the value, and what to give instead.
     """
+    for name, least in _WHOLE.items():
+        _check_whole(name, arguments[name], least)
     check_choice("mode", arguments["mode"], ("min", "max"))
     carry = arguments["carry"]
     check_choice("carry", carry, ("hyperparameters", "weights", "population", "chain"))
@@ -41,18 +54,11 @@ def check_arguments(arguments: Mapping[str, Any]) -> None:
             "that the Trainer itself trains with them; got False. Carry weights, hyperparameters "
             "or population for a dry run."
         )
-    if not arguments["monitor"]:
-        raise ValueError("monitor must name a validation metric; got an empty string.")
+    if not (isinstance(arguments["monitor"], str) and arguments["monitor"]):
+        raise ValueError(f"monitor must name a validation metric; got {arguments['monitor']!r}.")
     _warn_of_mode(arguments["monitor"], arguments["mode"])
     search = ("population_size", "strategy", "local_search", "repair")
     check_settings(**{name: arguments[name] for name in search})
-    _check_at_least("every_n_epochs", arguments["every_n_epochs"], 1)
-    _check_at_least("warmup_epochs", arguments["warmup_epochs"], 0)
-    if arguments["optimizer_index"] is not None:
-        _check_at_least("optimizer_index", arguments["optimizer_index"], 0)
-    if arguments["max_generations"] is not None:
-        _check_at_least("max_generations", arguments["max_generations"], 1)
-    _check_at_least("workers", arguments["workers"], 0)
     if arguments["probe_steps"] is not None:
         _check_probe_steps(arguments["probe_steps"], carry)
     if arguments["limit_probe_val_batches"] is not None:
@@ -119,8 +125,12 @@ def _warn_of_mode(monitor: str, mode: str) -> None:
         )
 
 
-def _check_at_least(name: str, value: int, least: int) -> None:
-    if value < least:
+def _check_whole(name: str, value: object, least: float) -> None:
+    if value is None and name in ("optimizer_index", "max_generations"):
+        return
+    if isinstance(value, bool) or not isinstance(value, Integral):
+        raise ValueError(f"{name} must be a whole number; got {value!r}.")
+    if int(value) < least:
         raise ValueError(f"{name} must be at least {least}; got {value}.")
 
 
@@ -131,7 +141,8 @@ def _check_limit(limit: int | float, carry: str) -> None:
             "are judged as the run's own epochs are. Set the Trainer's limit_val_batches, or carry "
             "weights or hyperparameters."
         )
-    if not (limit >= 1 if isinstance(limit, int) else 0 < limit <= 1):
+    most = math.inf if isinstance(limit, int) else 1
+    if not isinstance(limit, Real) or not (0 < limit <= most):
         raise ValueError(
             "limit_probe_val_batches must be a number of batches (int, at least 1) or a share of "
             f"them (float, above 0 and at most 1); got {limit!r}."
@@ -145,7 +156,8 @@ def _check_probe_steps(probe_steps: int | float, carry: str) -> None:
             f"probe_steps cannot be set with carry={carry!r}, whose {trained} train whole epochs; "
             f"got {probe_steps!r}. Leave it out, or carry weights or hyperparameters."
         )
-    if isinstance(probe_steps, bool) or not probe_steps > 0 or math.isinf(probe_steps):
+    number = isinstance(probe_steps, Real) and not isinstance(probe_steps, bool)
+    if not number or not probe_steps > 0 or math.isinf(probe_steps):
         raise ValueError(
             "probe_steps must be a positive int (optimizer steps) or a positive float (fraction "
             f"of an epoch); got {probe_steps!r}."
@@ -155,8 +167,11 @@ def _check_probe_steps(probe_steps: int | float, carry: str) -> None:
 def _check_bounds(name: str, bounds: Sequence[float] | None, *, positive: bool) -> None:
     if bounds is None:
         return
-    if len(bounds) != 2:
-        raise ValueError(f"{name} must be a pair (low, high); got {bounds!r}.")
+    if np.shape(bounds) != (2,) or not all(isinstance(bound, Real) for bound in bounds):
+        raise ValueError(
+            f"{name} must be a pair (low, high) of numbers; got {bounds!r}. YAML takes 1e-3 for "
+            "text; write 1.0e-3 there."
+        )
     low, high = bounds
     if not (math.isfinite(low) and math.isfinite(high)):
         raise ValueError(f"{name} must be finite; got {bounds!r}.")

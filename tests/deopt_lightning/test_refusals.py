@@ -69,6 +69,18 @@ from tests.tiny import (
         ({"carry": "chain", "adopt": False}, "adopt=False cannot be set with carry='chain'"),
         ({"optimizer_index": -1}, "optimizer_index must be at least 0; got -1"),
         ({"monitor": ""}, "monitor must name a validation metric"),
+        ({"monitor": ["val_loss"]}, r"monitor must name a validation metric; got \['val_loss'\]"),
+        ({"population_size": 5.0}, "population_size must be a whole number; got 5.0"),
+        ({"seed": None}, "seed must be a whole number; got None"),
+        ({"warmup_epochs": "3"}, "warmup_epochs must be a whole number; got '3'"),
+        ({"workers": True}, "workers must be a whole number; got True"),
+        ({"lr_bounds": 0.1}, "lr_bounds must be a pair .* of numbers; got 0.1"),
+        ({"lr_bounds": ["1e-3", "1e-1"]}, r"lr_bounds must be .* got \['1e-3', '1e-1'\]. YAML"),
+        ({"probe_steps": "10"}, "probe_steps must be a positive int .*; got '10'"),
+        (
+            {"probe_steps": 1, "limit_probe_val_batches": "1"},
+            "limit_probe_val_batches must be a number .*; got '1'",
+        ),
     ],
 )
 def test_bad_arguments_are_refused_at_once(options: dict[str, Any], message: str) -> None:
