@@ -21,7 +21,9 @@ def to_plain(snapshot: Snapshot) -> dict[str, Any]:
     """
     model = snapshot.modules[0]
     saved = {id(tensor): copy for tensor, copy in snapshot.tensors}
-    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    parameters = _named(snapshot)
+    names = {id(parameter): name for name, parameter in parameters.items()}
+    own = {id(parameter) for parameter in model.parameters()}
     return {
         "modules": [
             {name: saved[id(t)] for name, t in live.items() if id(t) in saved}
@@ -31,6 +33,7 @@ def to_plain(snapshot: Snapshot) -> dict[str, Any]:
             {names[id(p)]: entries for p, entries in state.items() if isinstance(p, torch.Tensor)}
             for _, state, _ in snapshot.optimizers
         ],
+        "outside": {n: saved[id(p)] for n, p in parameters.items() if id(p) not in own},
         "of_all_parameters": [
             {key: value for key, value in state.items() if not isinstance(key, torch.Tensor)}
             for _, state, _ in snapshot.optimizers
@@ -47,13 +50,14 @@ def from_plain(plain: dict[str, Any], present: Snapshot) -> Snapshot:
         plain: What `to_plain` returned.
         present: A snapshot of the model as it is.
     """
-    parameters: dict[str, torch.Tensor] = dict(present.modules[0].named_parameters())
+    parameters = _named(present)
     places = {id(tensor): copy.device for tensor, copy in present.tensors}
     copies = {
         id(live[name]): copy
         for live, saved in zip(_live(present), plain["modules"], strict=True)
         for name, copy in saved.items()
     }
+    copies |= {id(parameters[n]): copy for n, copy in plain.get("outside", {}).items()}
     tensors = [
         (tensor, _like(copies.get(id(tensor), copy), copy)) for tensor, copy in present.tensors
     ]
@@ -105,6 +109,16 @@ def with_learned(present: Snapshot, learned: Snapshot) -> Snapshot:
 
 def _scheduled_as(own: dict[str, Any], present: dict[str, Any]) -> dict[str, Any]:
     return own | {key: present[key] for key in SCHEDULED_OPTIONS if key in present}
+
+
+def _named(snapshot: Snapshot) -> dict[Any, torch.Tensor]:
+    """The model's parameters by name, and the optimizers' others by their places."""
+    named: dict[Any, torch.Tensor] = dict(snapshot.modules[0].named_parameters())
+    own = {id(parameter) for parameter in named.values()}
+    for index, (optimizer, _, _) in enumerate(snapshot.optimizers):
+        rows = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        named |= {(index, row): p for row, p in enumerate(rows) if id(p) not in own}
+    return named
 
 
 def _live(snapshot: Snapshot) -> list[dict[str, torch.Tensor]]:

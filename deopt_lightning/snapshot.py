@@ -41,7 +41,8 @@ class Stateful(Protocol):
 class Snapshot:
     """State of model, optimizers and random generators at one moment.
 
-    Holds copies of all parameters and buffers (persistent or not), of the optimizers' state and
+    Holds copies of all parameters, those of the optimizers that lie outside of the model included,
+    and buffers (persistent or not), of the optimizers' state and
     group options, of plain values and tensors among the modules' attributes (counters, metric
     states) and in objects of a program's own there, and of the random generators. Modules that only
     a list or dict of another one holds are part of the model here; optimizers inside of optimizers,
@@ -93,7 +94,10 @@ class Snapshot:
         with torch.no_grad():
             attributes = _keep_all_attributes([*modules, *beside])
             submodules = [owner for owner, _ in attributes if isinstance(owner, nn.Module)]
-            parameters = _distinct(p for m in submodules for p in m.parameters(recurse=False))
+            parameters = _distinct(
+                [p for m in submodules for p in m.parameters(recurse=False)]
+                + [p for o in optimizers for group in o.param_groups for p in group["params"]]
+            )
             kept = parameters + _distinct(b for m in submodules for b in m.buffers(recurse=False))
             return cls(
                 modules=modules,
@@ -113,10 +117,11 @@ class Snapshot:
 
     def restore(self) -> None:
         """Writes everything back in place."""
-        self._restore_learned(keep=())
         with torch.no_grad():
             for owner, attributes in self.attributes:
                 put_back_attributes(owner, attributes, _MODULE_INTERNALS)
+        self._restore_learned(keep=())  # some of it may lie among the attributes
+        with torch.no_grad():
             for parameter, gradient in self.gradients:
                 parameter.grad = _copy(gradient)
         for scheduler, state in self.schedulers:

@@ -220,6 +220,51 @@ def test_the_own_setting_trains_beside_the_population_as_without_the_search(
     assert callback.probe_steps_taken == 12 * sum(len(r["perf"]) - 1 for r in callback.history)
 
 
+class Scales(Plain):
+    """Its optimizer trains a factor, too, that is not among its parameters."""
+
+    def __init__(self, held: str) -> None:
+        super().__init__()
+        factor = nn.Parameter(torch.tensor([2.0]))
+        self.held: Any = {"list": [factor], "object": lambda: factor}[held]
+
+    @property
+    def factor(self) -> torch.Tensor:
+        return self.held[0] if isinstance(self.held, list) else self.held()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(x) * self.factor
+
+    def configure_optimizers(self) -> Any:
+        return torch.optim.Adam([*self.parameters(), self.factor], lr=0.01)
+
+
+@pytest.mark.parametrize("held", ["list", "object"])
+def test_members_have_parameters_of_their_own_outside_of_the_module(
+    held: str, tmp_path: Path
+) -> None:
+    options: dict[str, Any] = {"model": partial(Scales, held), "max_epochs": 4}
+    plain, callback = ValuesPerEpoch(), make_callback(population_size=5)
+    fit(tmp_path / "plain", [plain], num_sanity_val_steps=0, **options)
+    checkpoint = ModelCheckpoint(tmp_path / "search", save_last=True)
+    model, _ = fit(tmp_path / "search", [callback, checkpoint], num_sanity_val_steps=0, **options)
+    own = callback.history[0]["members"][0]
+    assert any(record["leader"] != 0 for record in callback.history)
+    places = [record["members"].index(own) for record in callback.history]
+    found = [record["perf"][place] for record, place in zip(callback.history, places, strict=True)]
+    assert [-perf for perf in found] == plain.losses
+    file = torch.load(tmp_path / "search" / "last.ckpt", weights_only=True)
+    state = file["callbacks"][callback.state_key]["search"]
+    factors = [member["outside"][0, 6].item() for member in state["members"]]
+    assert len(set(factors)) > 1
+    assert factors[state["leader"]] == model.factor.item()
+
+    resumed = make_callback(population_size=5)
+    options |= {"max_epochs": 5, "ckpt_path": str(tmp_path / "search" / "last.ckpt")}
+    fit(tmp_path / "resumed", [resumed], **options)
+    assert [record["epoch"] for record in resumed.history] == [0, 1, 2, 3, 4]
+
+
 class LateOwn(Plain):
     """Counts steps with other lrs than the own: good in the first four epochs, bad after them."""
 

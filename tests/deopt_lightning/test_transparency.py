@@ -23,6 +23,7 @@ from lightning.pytorch.callbacks import (
 from torch.utils.data import ConcatDataset, DataLoader, Dataset, IterableDataset, Sampler, Subset
 
 from deopt_lightning import DEOptCallback
+from tests.deopt_lightning.test_members import Scales
 from tests.deopt_lightning.wrapping_optimizers import Bounded, Lookahead, Sharp, Sums
 from tests.tiny import (
     LAYERS,
@@ -217,6 +218,7 @@ CASES: dict[str, dict[str, Any]] = {
     "optimizer with slow weights": {"optimizer": Lookahead},
     "optimizer with sums": {"optimizer": Sums},
     "optimizer with a list of lrs": {"optimizer": Bounded},
+    "parameter outside of the module": {"model": partial(Scales, "object")},
     "compiled module": {"model": compiled, "max_epochs": 2},
     "step schedule": {
         "optimizer": sgd_with(lambda o: schedule.CosineAnnealingLR(o, 20), interval="step")
