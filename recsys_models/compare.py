@@ -19,11 +19,12 @@ from recsys_models.comparison.cells import Cell, launcher, plan, run_missing
 from recsys_models.comparison.frame import Frame
 from recsys_models.comparison.page import write_report
 from recsys_models.comparison.results import Results
-from recsys_models.train import config_dir
+from recsys_models.train import config_dir, heed_interrupts
 
 
 def main() -> None:
     """Console entry: compose the comparison from the command line and run it."""
+    heed_interrupts()
     path = str(Path(config_dir()) / "compare")
     hydra.main(version_base="1.3", config_path=path, config_name="compare")(_task)()
 
@@ -166,6 +167,9 @@ def _task(cfg: DictConfig) -> None:
     except (OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(1)
+    except KeyboardInterrupt:
+        print("interrupted; the same command again runs what is missing", file=sys.stderr)
+        sys.exit(130)
     if failed:
         sys.exit(1)
 

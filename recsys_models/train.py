@@ -5,6 +5,7 @@ Run ``recsys-train`` or ``python -m recsys_models.train``, with overrides such a
 """
 
 import os
+import signal
 import sys
 from collections.abc import Mapping
 from dataclasses import replace
@@ -51,6 +52,7 @@ USER_ERRORS = (
 
 def main() -> None:
     """Console entry: compose the configuration from the command line and run it."""
+    heed_interrupts()
     hydra.main(version_base="1.3", config_path=config_dir(), config_name="train")(_task)()
 
 
@@ -106,6 +108,12 @@ def run(cfg: DictConfig) -> float:
         print_table(result)
         print("\n".join(f"written: {path}" for path in (weights, folder / "result.json") if path))
     return float(val[cfg.monitor])
+
+
+def heed_interrupts() -> None:
+    """Let Ctrl-C end a wait for other processes; once polars is imported it waits for their end."""
+    if sys.platform != "win32":
+        signal.siginterrupt(signal.SIGINT, True)
 
 
 def config_dir() -> str:

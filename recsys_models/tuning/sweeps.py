@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
+from multiprocessing import active_children, get_context
 
 import numpy as np
 
@@ -57,4 +57,9 @@ def fit_all(trainable: Trainable, settings: Sequence[Setting], n_jobs: int) -> l
         return [trainable.fit(setting) for setting in settings]
     # Forked processes would share torch's threads, so each begins anew.
     with ProcessPoolExecutor(n_jobs, mp_context=get_context("spawn")) as pool:
-        return list(pool.map(trainable.fit, settings))
+        try:
+            return list(pool.map(trainable.fit, settings))
+        except (KeyboardInterrupt, SystemExit):  # a worker outlives it and trains what comes next
+            for worker in active_children():
+                worker.kill()
+            raise
