@@ -44,7 +44,7 @@ class Experiment:
         return self._data
 
     @property
-    def _pairs(self) -> str | None:
+    def pairs(self) -> str | None:
         """Tells these training pairs from others, such as those of a table that has changed."""
         return getattr(self.data, "fingerprint", None)
 
@@ -53,7 +53,7 @@ class Experiment:
         name = f"lr={setting.lr!r},weight_decay={setting.weight_decay!r}"
         folder = self.folder / "points" / name
         cfg = self.at(setting, folder)
-        outcome = _finished(folder, cfg, self._pairs)
+        outcome = _finished(folder, cfg, self.pairs)
         if outcome is not None:
             if watch is not None:
                 any(watch(epoch, row.value) for epoch, row in enumerate(outcome.curve))
@@ -66,7 +66,7 @@ class Experiment:
         if diverged:
             outcome = _without_value(outcome)
         if training.trainer.is_global_zero:
-            _write(folder, cfg, self._pairs, outcome)
+            _write(folder, cfg, self.pairs, outcome)
             value = "diverged" if outcome.val is None else f"{cfg.monitor} {outcome.val:.4f}"
             print(f"{name}: {value}, {outcome.seconds:.0f} s", flush=True)
         training.drop_last()

@@ -53,6 +53,7 @@ class Result:
             ``[optimizer steps, validation passes, seconds of training, best monitored value,
             processor seconds of training]``.
         versions: of the interpreter and the main libraries.
+        pairs: tells the training pairs from others; None of data without, and in older versions.
     """
 
     model: str
@@ -74,6 +75,7 @@ class Result:
     points: list[dict[str, float | None]] = field(default_factory=list)
     curve: list[Row] = field(default_factory=list)
     versions: dict[str, str] = field(default_factory=lambda: _versions())
+    pairs: str | None = None
 
 
 def layers_of(model: L.LightningModule) -> dict[str, list[str]]:

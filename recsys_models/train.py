@@ -96,6 +96,7 @@ def run(cfg: DictConfig) -> float:
             reference_val=references["val"],
             reference=references["test"],
             seconds=clock.seconds,
+            pairs=experiment.pairs,
         )
         folder = experiment.folder
         folder.mkdir(parents=True, exist_ok=True)

@@ -45,10 +45,10 @@ class Cell:
         """What the run has left, if it is finished.
 
         Raises:
-            ValueError: the folder holds a run with another command line.
+            ValueError: the folder holds a run with another command line, finished or interrupted.
         """
         path = self.folder / "result.json"
-        if not path.is_file():
+        if not path.is_file() and not self.last.is_file():
             return None
         kept = json.loads((self.folder / "cell.json").read_text())
         if kept != list(self.overrides):
@@ -56,7 +56,7 @@ class Cell:
                 f"{self.folder} holds a run of {' '.join(kept)}; this comparison asks for "
                 f"{' '.join(self.overrides)}. Choose another output_dir, or remove that folder."
             )
-        return read_json(path)
+        return read_json(path) if path.is_file() else None
 
     def per_user(self, metric: str) -> NDArray[np.float64] | None:
         """A test metric of every user, if the run has kept it."""
@@ -65,6 +65,11 @@ class Cell:
             return None
         with np.load(path) as arrays:
             return cast(NDArray[np.float64] | None, arrays.get(metric))
+
+    @property
+    def last(self) -> Path:
+        """The checkpoint from which the run goes on, where it was interrupted."""
+        return self.folder / "checkpoints" / "last.ckpt"
 
     @property
     def has_begun(self) -> bool:
@@ -147,8 +152,12 @@ def run_missing(
         n_jobs: how many run at the same time.
         say: hears of each that has ended.
         metrics: what the table shows; of a run that lacks one this is said at once.
+
+    Raises:
+        ValueError: a folder holds another run, or one that was trained on other pairs.
     """
-    missing = [cell for cell in cells if cell.result() is None]
+    finished = finished_of(cells)
+    missing = [cell for cell in cells if cell not in finished]
     say(f"{len(cells)} cells, {len(cells) - len(missing)} finished before, {len(missing)} to run")
 
     def run(numbered: tuple[int, Cell]) -> Cell | None:
@@ -162,11 +171,42 @@ def run_missing(
         if result is not None and lacks:
             done += f"; has no {', '.join(lacks)}, only {', '.join(result.test)}"
         say(f"[{number}/{len(missing)}] {cell.name}: {done}")
-        return cell if result is None else None
+        if result is None:
+            return cell
+        finished[cell] = result
+        check_pairs(finished.copy())
+        return None
 
     with ThreadPoolExecutor(n_jobs) as pool:
         failed = list(pool.map(run, enumerate(missing, start=1)))
     return [cell for cell in failed if cell is not None]
+
+
+def finished_of(cells: Iterable[Cell]) -> dict[Cell, Result]:
+    """The cells that have a result.
+
+    Raises:
+        ValueError: a folder holds another run, or one that was trained on other pairs.
+    """
+    found = {cell: cell.result() for cell in cells}
+    finished = {cell: result for cell, result in found.items() if result is not None}
+    check_pairs(finished)
+    return finished
+
+
+def check_pairs(finished: Mapping[Cell, Result]) -> None:
+    """Raise where runs of one data set were not trained on the same pairs."""
+    first: dict[str, Cell] = {}
+    for cell, result in finished.items():
+        if result.pairs is None:
+            continue
+        other = first.setdefault(cell.data, cell)
+        if result.pairs != finished[other].pairs:
+            raise ValueError(
+                f"{cell.name} and {other.name} were trained on different pairs, so they cannot be "
+                f"compared: the data has changed between them. Choose another output_dir, or "
+                f"remove the older of {cell.folder} and {other.folder}, and others of its time."
+            )
 
 
 def launcher(config_dir: str | None) -> Launch:
@@ -180,9 +220,8 @@ def launcher(config_dir: str | None) -> Launch:
     def launch(cell: Cell) -> int:
         folder = cell.folder.resolve()
         command = [sys.executable, "-m", "recsys_models.train", *own, *cell.overrides]
-        last = folder / "checkpoints" / "last.ckpt"
-        if last.is_file():  # of a training that was interrupted
-            command.append(f"ckpt_path={_quoted(last)}")
+        if cell.last.is_file():  # of a training that was interrupted
+            command.append(f"ckpt_path={_quoted(cell.last.resolve())}")
         with (cell.folder / "log.txt").open("w") as log:
             status = _call([*command, f"hydra.run.dir={_quoted(folder)}"], log)
             if status < 0:

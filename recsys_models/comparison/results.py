@@ -8,7 +8,7 @@ from itertools import product
 import numpy as np
 from numpy.typing import NDArray
 
-from recsys_models.comparison.cells import Cell
+from recsys_models.comparison.cells import Cell, finished_of
 from recsys_models.comparison.statistics import (
     holm,
     mean_and_sd,
@@ -73,9 +73,8 @@ class Results:
             list(dict.fromkeys(getattr(cell, name) for cell in cells))
             for name in ("data", "model", "tuner")
         )
-        found = {cell: cell.result() for cell in cells}
-        self.of: dict[Cell, Result] = {c: r for c, r in found.items() if r is not None}
-        self.missing = [cell for cell, result in found.items() if result is None]
+        self.of: dict[Cell, Result] = finished_of(cells)
+        self.missing = [cell for cell in cells if cell not in self.of]
 
     def runs(self, data: str, model: str, tuner: str) -> list[Result]:
         """The finished runs of all seeds."""

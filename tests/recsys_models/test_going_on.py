@@ -1,13 +1,17 @@
 """A training that was interrupted goes on, and its result is that of the unbroken one."""
 
 import json
+from dataclasses import replace
 
 import lightning as L
 import pytest
 
 from recsys_models import train
 from recsys_models.comparison import cells as cells_module
-from recsys_models.comparison.cells import Cell, launcher
+from recsys_models.comparison.cells import Cell, launcher, run_missing
+from recsys_models.comparison.results import Results
+from recsys_models.report import write_json
+from tests.recsys_models.invented import cells, invented, pretend
 
 SHORT = ("trainer.max_epochs=5", "trainer.accelerator=cpu", "+data.batch_size=64")
 CUT = "+callbacks.cut._target_=tests.recsys_models.test_going_on.PowerCut"
@@ -105,3 +109,52 @@ def test_a_cell_that_was_interrupted_goes_on(interrupted, tmp_path, monkeypatch)
     launcher(None)(Cell("filmtrust", "bpr_mf", "deopt", 0, ("tuner=deopt",), folder))
     escaped = str(last).replace("'", "\\'")
     assert (f"ckpt_path='{escaped}'" in commands[0]) == interrupted
+
+
+def test_an_interrupted_cell_of_other_settings_is_refused(tmp_path):
+    """It would go on from their checkpoint, with their lr, under the new command line."""
+
+    def interrupted(cell):
+        cell.last.parent.mkdir()
+        cell.last.touch()
+        return 1
+
+    began = cells(tmp_path, seeds=[0])
+    assert run_missing(began, interrupted, 1, lambda text: None) == began
+    assert all(cell.result() is None for cell in began)
+    other = [replace(cell, overrides=(*cell.overrides, "optimizer.lr=1")) for cell in began]
+    with pytest.raises(ValueError, match="Choose another output_dir"):
+        run_missing(other, pretend, 1, lambda text: None)
+
+
+def test_runs_on_other_pairs_are_refused_before_more_are_trained(tmp_path):
+    def on(pairs):
+        def launch(cell):
+            ran.append(cell)
+            write_json(replace(invented(cell), pairs=pairs), cell.folder / "result.json")
+            return 0
+
+        return launch
+
+    ran = []
+    planned = cells(tmp_path, datasets=["filmtrust"])
+    earlier, later = planned[:2], planned[2:]
+    run_missing(earlier, on("some"), 1, lambda text: None)
+    Results(planned, ["ndcg@10"], "grid")
+    with pytest.raises(ValueError, match="were trained on different pairs, so they cannot be"):
+        run_missing(planned, on("others"), 1, lambda text: None)
+    assert len(ran) < len(planned)
+    assert {cell.folder for cell in ran[:2]} == {cell.folder for cell in earlier}
+    with pytest.raises(ValueError, match=str(later[0].folder)):
+        Results(planned, ["ndcg@10"], "grid")
+    with pytest.raises(ValueError, match="Choose another output_dir"):
+        run_missing(planned, on("others"), 1, lambda text: None)
+
+
+def test_a_result_knows_its_pairs(compose_train, tmp_path):
+    found = []
+    for split_seed in (0, 0, 1):
+        train.run(compose_train(*SHORT, "tuner=none", f"+data.split_seed={split_seed}"))
+        found.append(json.loads((tmp_path / "out" / "result.json").read_text())["pairs"])
+    assert found[0] == found[1] != found[2]
+    assert None not in found
