@@ -157,13 +157,21 @@ class _Table:
             raise ValueError(self._describe_row(row, problem))
 
     def _check_header(self, header: list[str]) -> None:
-        missing = [name for name in self.columns.names() if name not in header]
+        wanted = self.columns.names()
+        missing = [name for name in wanted if name not in header]
         if missing:
             raise ValueError(
                 f"{self.path} has no column {', '.join(map(repr, missing))}; its header names "
                 f"{', '.join(map(repr, header))[:300]}. Name the columns with user_column, "
                 "item_column, rating_column and time_column, and what stands between fields with "
                 "separator."
+            )
+        twice = [name for name in wanted if header.count(name) > 1 or wanted.count(name) > 1]
+        if twice:
+            raise ValueError(
+                f"{self.path}: users, items, ratings and times are columns of their own; "
+                f"{twice[0]!r} stands for two, in its header or in what it was called for. Give "
+                "each a name of its own."
             )
 
     def _describe_row(self, row: int, problem: str) -> str:

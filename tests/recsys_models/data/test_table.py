@@ -255,3 +255,18 @@ def test_one_command_trains_on_a_users_own_table(tmp_path, compose_train):
         "trainer.accelerator=cpu",
     )
     assert 0 < train.run(cfg) <= 1
+
+
+@pytest.mark.parametrize("name", ["user", "item"])
+def test_a_column_that_is_there_twice_is_refused(name, tmp_path):
+    """Which of the two counts is not for the reader to guess."""
+    with pytest.raises(ValueError, match=f"'{name}' stands for two, in its header"):
+        read_table(text(tmp_path, f"user,item,{name}\n1,2,3\n"))
+
+
+@pytest.mark.parametrize("end", ["csv", "parquet"])
+def test_one_column_is_not_taken_for_two(end, tmp_path):
+    table = written(tmp_path / f"t.{end}")
+    for columns in (Columns("who", "who"), Columns("who", "what", "when", "when")):
+        with pytest.raises(ValueError, match="stands for two, in its header or in what"):
+            read_table(table, columns)
