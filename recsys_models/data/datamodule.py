@@ -169,6 +169,16 @@ class RecsysDataModule(L.LightningDataModule):
         self._is_set_up = False
         self._pairs_of_checkpoint: str | None = None
 
+    def __getattr__(self, name: str) -> Any:
+        """Asked for what is not there: of the data, nothing is before `setup`."""
+        read = (*RecsysDataModule.__annotations__, "fingerprint", "skipped_users", "_counts")
+        if name in read:
+            raise AttributeError(
+                f"{name.strip('_')} of the data are known when it has been read. Call "
+                "prepare_data() and setup() first; a Trainer does so itself."
+            )
+        raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+
     def prepare_data(self) -> None:
         """Download the rating file if asked to and if it is not there yet."""
         if self.download and self.path is None and self.dataset in SOURCES:

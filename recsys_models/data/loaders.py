@@ -172,7 +172,8 @@ class _TrainPairs(Dataset[TrainBatch]):
         self._negatives = NegativeSampler(train)
         self._num_negatives = num_negatives
 
-    def __getitem__(self, positions: Tensor) -> TrainBatch:
+    def __getitem__(self, positions: Tensor | int) -> TrainBatch:
+        positions = torch.as_tensor(positions).view(-1)  # overfit_batches asks for pairs one by one
         users = self._users[positions]
         negatives = self._negatives.sample(users, self._num_negatives)
         return TrainBatch(users, self._items[positions], negatives)

@@ -38,6 +38,35 @@ def test_a_path_may_begin_at_home(tmp_path, monkeypatch):
     assert module.state_dict()["file"] == str(tmp_path / "ratings.txt")
 
 
+def test_what_is_not_read_yet_is_asked_for_in_words():
+    module = RecsysDataModule(synthetic={"num_users": 60, "num_items": 40, "num_interactions": 900})
+    for ask in (lambda: module.num_users, lambda: module.fingerprint, module.val_dataloader):
+        with pytest.raises(AttributeError, match=r"Call prepare_data\(\) and setup\(\) first"):
+            ask()
+    with pytest.raises(AttributeError, match="no attribute 'num_movies'"):
+        module.num_movies  # noqa: B018
+    module.setup()
+    assert (module.num_users, module.num_items, len(module.train)) == (60, 40, 630)
+
+
+def test_a_trainer_overfits_as_many_pairs_as_it_is_asked_to():
+    module = RecsysDataModule(synthetic={"num_users": 60, "num_items": 40, "num_interactions": 900})
+    module.setup()
+    model = BPRMF(60, 40)
+    before = model.item_bias.weight.clone()
+    trainer = L.Trainer(
+        accelerator="cpu",
+        max_epochs=1,
+        overfit_batches=2,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+    )
+    trainer.fit(model, module)
+    liked = set(module.train.items[:2].tolist())
+    assert {int(i) for i in (model.item_bias.weight > before).flatten().nonzero()} == liked
+
+
 def items_of(users, rows, items) -> dict[int, set[int]]:
     result = {}
     for user, item in zip(users[rows].tolist(), items.tolist(), strict=True):
