@@ -68,7 +68,7 @@ def _counted(
         return None
     seen_rows, seen_items, relevant_rows, relevant_items = ids
     found = torch.empty(len(relevant_rows), dtype=torch.int64)
-    own = torch.empty(len(relevant_rows))
+    own = torch.empty(len(relevant_rows), dtype=torch.float32)
     done = count(
         *scores,
         *(seen_rows.data_ptr(), seen_items.data_ptr(), len(seen_rows)),

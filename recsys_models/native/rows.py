@@ -61,7 +61,7 @@ def pair_products(left: Tensor, right: Tensor, left_ids: Tensor, right_ids: Tens
     """
     multiply = function("pair_products", _PRODUCTS)
     assert multiply is not None
-    products = torch.empty(right_ids.shape)
+    products = torch.empty(right_ids.shape, dtype=torch.float32)
     done = multiply(
         *(left.data_ptr(), len(left), right.data_ptr(), len(right), left.shape[1]),
         *(left_ids.data_ptr(), right_ids.data_ptr(), *right_ids.shape, products.data_ptr()),

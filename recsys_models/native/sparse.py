@@ -40,7 +40,7 @@ def sparse_product(
     if not (fits(torch.int32, offsets, ids) and fits(torch.float32, values, parts)):
         return None
     rows = len(offsets) - 1
-    product = torch.empty(rows, dense.shape[1])
+    product = torch.empty(rows, dense.shape[1], dtype=torch.float32)
     multiply(
         *(offsets.data_ptr(), ids.data_ptr(), values.data_ptr(), rows),
         *(parts.data_ptr(), *dense.shape, product.data_ptr()),

@@ -6,11 +6,13 @@ import pytest
 import torch
 
 from recsys_models import native
-from recsys_models.data import RankingBatch
+from recsys_models.data import RankingBatch, RecsysDataModule
+from recsys_models.metrics import Products, evaluate
 from recsys_models.metrics.ranks import ranks_of_relevant
-from recsys_models.models import LRML
+from recsys_models.models import LRML, NGCF, LightGCN
 from recsys_models.native import library
 from tests.recsys_models.in_c import needs_compiler, with_threads
+from tests.recsys_models.trainers import quiet_trainer
 
 ZERO, ONE = torch.tensor([0]), torch.tensor([1])
 BATCH = RankingBatch(ZERO, ZERO, ZERO, ZERO, ONE)  # the first item is left out, the second relevant
@@ -192,3 +194,38 @@ def test_models_score_by_torch_where_nothing_is_compiled(name, cache, monkeypatc
     with torch.no_grad():
         expected = -distances(model, by_torch=True)
         torch.testing.assert_close(model.score_users(torch.arange(5)), expected)
+
+
+@pytest.fixture
+def doubles_by_default():
+    """As in a program that computes in float64, or within a Trainer's precision="bf16-true"."""
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
+@needs_compiler
+def test_results_have_their_arguments_type_whatever_is_the_default(doubles_by_default):
+    matrix, dense = random_matrix(7, 9).float(), torch.randn(9, 5).float()
+    torch.testing.assert_close(product(matrix, dense), matrix @ dense)
+    left, right = torch.randn(4, 3).float(), torch.randn(6, 3).float()
+    left_ids, ids = torch.tensor([0, 3]), torch.tensor([[5, 1], [2, 0]])
+    expected = (left[left_ids].unsqueeze(1) * right[ids]).sum(-1)
+    torch.testing.assert_close(native.pair_products(left, right, left_ids, ids), expected)
+    assert rank() == [1]
+    assert native.ranks(torch.tensor([[4.0, 2.0, 3.0]]).float(), BATCH, 2).tolist() == [1]
+
+
+@pytest.mark.parametrize("kind", [NGCF, LightGCN])
+def test_a_trainer_in_bfloat16_ranks_by_what_the_graph_gives(kind):
+    data = RecsysDataModule(synthetic={"num_users": 60, "num_items": 40, "num_interactions": 900})
+    data.setup()
+    model = kind(60, 40, dim=8)
+    trainer = quiet_trainer(max_epochs=1, precision="bf16-true")
+    trainer.fit(model, datamodule=data)
+    logged = {name: value.item() for name, value in trainer.callback_metrics.items()}
+    tables = model.scorer()
+    wide = Products(tables.users.float(), tables.items.float())
+    ndcg = evaluate(wide, data.val_dataloader())["ndcg@10"]
+    assert logged["val/ndcg@10"] == pytest.approx(ndcg, abs=0.05)  # rounded scores tie
+    assert logged["train/loss"] == pytest.approx(0.69, abs=0.05)
