@@ -27,4 +27,5 @@ def dropout(x: Tensor, rate: float, training: bool = True) -> Tensor:
     drawn = torch.randint(-(2**63), 2**63 - 1, (-(-x.numel() // 4),))
     levels = min(round(rate * _LEVELS), _LEVELS - 1)  # of those that drop an entry
     kept = drawn.view(torch.int16)[: x.numel()].view(x.shape) >= levels - _LEVELS // 2
-    return x * (kept * (_LEVELS / (_LEVELS - levels)))
+    factor = torch.tensor(_LEVELS / (_LEVELS - levels), dtype=x.dtype)  # whatever the default is
+    return x * (kept * factor)

@@ -70,3 +70,16 @@ def test_stacked_entries_are_dropped_alike_or_each_by_itself(randomness):
     assert set(found.unique().tolist()) == {0.0, 2.0}
     assert torch.equal(found[0], found[1]) == (randomness == "same")
     assert torch.equal(found[0], alone)
+
+
+def test_the_type_is_that_of_the_entries_whatever_the_default_is():
+    torch.manual_seed(0)
+    expected = dropout(torch.ones(40), 0.3)
+    torch.set_default_dtype(torch.float64)
+    try:
+        torch.manual_seed(0)
+        found = dropout(torch.ones(40, dtype=torch.float32), 0.3)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert found.dtype == torch.float32
+    assert torch.equal(found, expected)
