@@ -12,7 +12,7 @@ from typing import Any, cast
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from recsys_models.comparison.archive import is_archive, read_archive, write_archive
 from recsys_models.comparison.cells import Cell, launcher, plan, run_missing
@@ -53,7 +53,8 @@ def run(cfg: DictConfig, own_configs: str | None = None, command: str = "") -> l
         if cfg.report_only and is_archive(folder):
             frame, cells = read_archive(folder, Path(scratch))
         else:
-            frame, cells = frame_of(cfg, command), cells_of(cfg, folder)
+            cells = cells_of(cfg, folder)
+            frame = frame_of(cfg, command)
         if not cfg.report_only:
             launch = launcher(own_configs)
             failed = run_missing(cells, launch, cfg.n_jobs, _say, frame.metrics)
@@ -119,6 +120,9 @@ def cells_of(cfg: DictConfig, folder: Path) -> list[Cell]:
     """All cells of a comparison but those of withdrawn data sets."""
     if cfg.n_jobs < 1:
         raise ValueError(f"n_jobs must be at least 1; got {cfg.n_jobs}. One per core is usual.")
+    for name in ("datasets", "models", "tuners", "seeds", "metrics"):
+        if not isinstance(cfg[name], ListConfig):
+            raise ValueError(f"{name} must be a list, such as [{cfg[name]}]; got {cfg[name]!r}.")
     gone = _withdrawn(cfg)
     shared = [*cfg.overrides, *(cfg.fast_overrides if cfg.fast else []), *cfg.extra]
     overrides = {

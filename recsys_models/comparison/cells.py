@@ -112,7 +112,7 @@ def plan(
         rows: the overrides that a row stands for, where that is not tuner=ROW.
         overrides: further ones for each data set.
     """
-    return [
+    every = (
         Cell(
             data,
             model,
@@ -131,7 +131,8 @@ def plan(
         for data in datasets
         for model in models
         for tuner in tuners
-    ]
+    )
+    return list(dict.fromkeys(every))  # what is named twice is one cell, and one folder
 
 
 def run_missing(

@@ -66,6 +66,13 @@ def test_every_combination_is_a_cell_with_a_folder_of_its_own(tmp_path):
     )
 
 
+def test_what_is_named_twice_is_one_cell(tmp_path):
+    """Two jobs would train it in one folder at the same time."""
+    assert cells(tmp_path, seeds=[0, 1, 0], datasets=("filmtrust",) * 2) == cells(
+        tmp_path, datasets=["filmtrust"]
+    )
+
+
 def test_a_second_call_runs_only_what_is_missing(tmp_path, finished):
     finished[3].folder.joinpath("result.json").unlink()
     ran = []
@@ -335,6 +342,9 @@ def test_bad_settings_end_in_one_clear_message(command, capsys):
         ["tuners=[]"],
         ["add_to=nowhere"],
         ["report_only=true", "add_to=nowhere"],
+        ["tuners=none"],
+        ["seeds=0", "report_only=true"],
+        ["metrics=ndcg@10"],
     ):
         with pytest.raises(SystemExit) as stopped:
             command(*wrong)
