@@ -1,5 +1,6 @@
 """What a run has cost so far, and the best validation value it has reached for that."""
 
+import math
 import os
 import time
 from collections.abc import Callable, Iterable
@@ -152,17 +153,23 @@ class CostCurve(L.Callback):
 
 
 def best_so_far(curves: list[list[Row]], mode: str) -> list[Row]:
-    """One curve of trainings that follow one another: costs add up, the best value stays."""
+    """One curve of trainings that follow one another: costs add up, the best value stays.
+
+    It begins with the first value that is finite, and a later one that is not changes nothing.
+    """
     better = max if mode == "max" else min
     joined: list[Row] = []
     before = Row(0, 0, 0.0, 0.0, 0.0)
     for rows in curves:
+        spent = before
         for row in rows:
-            best = better(row.value, joined[-1].value) if joined else row.value
             cpu = total((before.cpu_seconds, row.cpu_seconds))
             costs = before.steps + row.steps, before.passes + row.passes
-            joined.append(Row(*costs, before.seconds + row.seconds, best, cpu))
-        before = joined[-1] if rows else before
+            spent = Row(*costs, before.seconds + row.seconds, row.value, cpu)
+            values = [each.value for each in (row, *joined[-1:]) if math.isfinite(each.value)]
+            if values:
+                joined.append(spent._replace(value=better(values)))
+        before = spent
     return joined
 
 

@@ -4,6 +4,7 @@ Run ``recsys-train`` or ``python -m recsys_models.train``, with overrides such a
 ``data=filmtrust data.path=ratings.txt tuner=deopt``.
 """
 
+import math
 import os
 import signal
 import sys
@@ -258,7 +259,12 @@ def _read_test_set(
 
 
 def _without_stage(metrics: Mapping[str, float]) -> Metrics:
-    return {name.partition("/")[2]: value for name, value in metrics.items()}
+    """Metrics by their plain names, without those of an own module that are no finite numbers."""
+    for name, value in metrics.items():
+        if not math.isfinite(value):
+            rank_zero_warn(f"{name} is {value} at the chosen epoch, and left out of the result.")
+    finite = {name: value for name, value in metrics.items() if math.isfinite(value)}
+    return {name.partition("/")[2]: value for name, value in finite.items()}
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """One training: a model with its Trainer, built from a configuration."""
 
 import logging
+import math
 import sys
 import warnings
 from pathlib import Path
@@ -93,7 +94,7 @@ class Training:
     def outcome(self, setting: Setting, weights: str, before: tuple[Setting, ...] = ()) -> Outcome:
         """What training has given and cost."""
         rows = self.costs.rows
-        values = [row.value for row in rows]
+        values = [row.value for row in rows if math.isfinite(row.value)]
         best = max if self.cfg.mode == "max" else min
         epochs = self.trainer.current_epoch - len(before)
         return Outcome(

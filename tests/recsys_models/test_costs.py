@@ -34,6 +34,19 @@ def test_costs_of_trainings_that_follow_one_another_add_up():
     ]
 
 
+@pytest.mark.parametrize("mode", ["max", "min"])
+def test_a_value_that_is_not_finite_costs_and_changes_nothing_else(mode):
+    """An own module's, which JSON cannot hold either."""
+    nan, inf = float("nan"), float("inf") if mode == "max" else -float("inf")
+    diverged = [Row(5, 1, 1.0, nan, 0.5), Row(10, 2, 2.0, inf, 1.0)]
+    trained = [Row(5, 1, 1.0, 0.2, 0.5), Row(10, 2, 2.0, nan, 1.0)]
+    assert best_so_far([diverged, trained], mode) == [
+        Row(15, 3, 3.0, 0.2, 1.5),
+        Row(20, 4, 4.0, 0.2, 2.0),
+    ]
+    assert best_so_far([trained, diverged], mode)[-1] == Row(20, 4, 4.0, 0.2, 2.0)
+
+
 def test_a_cost_that_is_not_known_of_a_part_is_not_known_of_the_whole():
     joined = best_so_far([[Row(5, 1, 1.0, 0.2)], [Row(5, 1, 1.0, 0.3, 1.0)]], "max")
     assert [row.cpu_seconds for row in joined] == [None, None]

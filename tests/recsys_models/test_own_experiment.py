@@ -39,6 +39,20 @@ class Own(L.LightningModule):
         return self.make_optimizer(self.parameters())
 
 
+class Diverges(Own):
+    """With its own lr, and logs beside its value what is no number."""
+
+    def validation_step(self, batch, batch_idx):
+        (optimizer,) = self.trainer.optimizers or [None]
+        diverged = optimizer is not None and optimizer.param_groups[0]["lr"] >= 1e-3
+        self.log("val/bias", torch.nan if diverged else self.bias.mean(), batch_size=1)
+        self.log("val/spare", torch.inf, batch_size=1)
+
+    def test_step(self, batch, batch_idx):
+        super().test_step(batch, batch_idx)
+        self.log("test/spare", torch.nan, batch_size=1)
+
+
 class Killed(Own):
     """Takes too much memory, as it were."""
 
@@ -58,6 +72,7 @@ def own(tmp_path, monkeypatch, rating_files):
         "data/mine": f"defaults: [table]\npath: {rating_files['table']}\n",
         "model/mine": model.format("Own"),
         "model/killed": model.format("Killed"),
+        "model/diverges": model.format("Diverges"),
         "tuner/slow": "# @package _global_\noptimizer:\n  lr: 1.0e-5\ntuner:\n  callback: null\n",
     }.items():
         path = tmp_path / "own" / f"{name}.yaml"
@@ -82,6 +97,22 @@ def test_own_data_and_own_module_train_by_configuration_alone(own, tmp_path, mon
         assert set(result["schedule"][0]["lr"]) == ({"all"} if tuner == "grid" else {"root"})
         read = json.loads(json.dumps(asdict(read_json(tmp_path / tuner / "result.json"))))
         assert read == result
+
+
+def test_what_an_own_module_logs_need_not_be_finite(own, tmp_path, monkeypatch):
+    """A setting that diverges is not chosen, and a metric that is no number costs no result."""
+    command = ["train", "--config-dir", str(own), "data=mine", "model=diverges", "tuner=random"]
+    command += ["search=fast", "trainer.max_epochs=2", "monitor=val/bias"]
+    monkeypatch.setattr(sys, "argv", [*command, f"hydra.run.dir={tmp_path / 'out'}"])
+    with pytest.warns(UserWarning, match="test/spare is nan at the chosen epoch, and left out"):
+        train.main()
+    result = json.loads((tmp_path / "out" / "result.json").read_text())
+    assert (set(result["val"]), set(result["test"])) == ({"bias"}, {"bias"})
+    values = {point["lr"]: point["val"] for point in result["points"]}
+    assert values[0.001] is None
+    known = {lr: value for lr, value in values.items() if value is not None}
+    assert result["schedule"][0]["lr"]["all"] == max(known, key=known.get) < 1e-3
+    assert result["val"]["bias"] == pytest.approx(max(known.values()))
 
 
 def test_a_comparison_takes_them_and_survives_a_run_that_is_killed(
