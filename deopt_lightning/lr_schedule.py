@@ -135,8 +135,8 @@ def lrs_by_hand(optimizer: Optimizer, split: GroupSplit, lr: FloatArray) -> list
     """The lrs that the user's own code has written, without what was learned; None if it has not.
 
     Code that multiplies the lrs that it finds leaves all of them the same multiple of the learned
-    ones, and the factor belongs to the user's own. Other code writes lrs of its own. Where it may
-    have been either, it is what changes less.
+    ones, and the factor belongs to the user's own. Other code writes lrs of its own, the same for
+    all parts of a group. Where it may have been either, it is what changes less.
 
     Args:
         optimizer: A split optimizer without a scheduler.
@@ -153,7 +153,10 @@ def lrs_by_hand(optimizer: Optimizer, split: GroupSplit, lr: FloatArray) -> list
     row = int(np.argmax(np.where(ours, learned, 0)))
     factor = found[row] / learned[row]
     is_multiple = np.allclose(found[ours], factor * learned[ours], rtol=EQUAL, atol=0)
-    if is_multiple and _change(factor) < _change(found[row] / own[row]):
+    users = np.array(split.user_index)[ours]
+    groups = [found[ours][users == user] for user in set(users)]
+    may_be_own = all(np.allclose(lrs, lrs[0], rtol=EQUAL, atol=0) for lrs in groups)
+    if is_multiple and not (may_be_own and _change(factor) >= _change(found[row] / own[row])):
         found = own * factor
     lrs: list[float] = found.tolist()
     return lrs

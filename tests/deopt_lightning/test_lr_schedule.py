@@ -337,6 +337,40 @@ def test_lrs_that_a_program_writes_are_a_schedule(model: Any, same: Any, tmp_pat
         torch.testing.assert_close(left, right, rtol=1e-3, atol=1e-4)
 
 
+class Drops(ByHand):
+    """Takes a part of what it finds, and may so come back to about the lr that it began with."""
+
+    place = "nowhere"
+
+    def on_train_epoch_start(self) -> None:
+        if self.current_epoch == 2:
+            for group in self.trainer.optimizers[0].param_groups:
+                group["lr"] *= 0.2
+
+
+class ConfiguresDrops(ByHand):
+    place = "nowhere"
+
+    def configure_optimizers(self) -> Any:
+        optimizer = super().configure_optimizers()
+        return [optimizer], [schedule.MultiStepLR(optimizer, [2], 0.2)]
+
+
+def test_a_multiple_of_learned_lrs_is_no_lr_of_its_own(tmp_path: Path) -> None:
+    runs = []
+    for build in (Drops, ConfiguresDrops):
+        callback = DEOptCallback("val_loss", seed=1)
+        found, _ = fit(tmp_path / build.__name__, [callback], model=build, max_epochs=4)
+        runs.append(callback)
+    found, expected = (
+        np.array([p for row in run.history for p in row["perf"]], dtype=float) for run in runs
+    )
+    learned = np.array(list(runs[0].schedule[2]["lr"].values()))
+    assert len(set(learned)) > 1
+    assert abs(np.log(0.2 * learned.max() / 0.02)) < abs(np.log(0.2))  # near to the first lr
+    np.testing.assert_allclose(found, expected, rtol=1e-3)
+
+
 @pytest.mark.parametrize("model", [ByHand, InEpochs, Multiplies])
 def test_a_run_whose_program_writes_lrs_resumes_exactly(model: Any, tmp_path: Path) -> None:
     whole = DEOptCallback("val_loss")

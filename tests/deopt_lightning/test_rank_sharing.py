@@ -170,7 +170,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[dict[str
         cases[f"{name} together"] = {**case, "callback": {**own, "share_over_ranks": False}}
     cases |= {name: {"model": name, "max_epochs": 2} for name in REFUSED}
     cases["redrawn"] = {"kept": 0, "max_epochs": 2}
-    cases["loops"] = {"callback": {"direct_steps": False}, "max_epochs": 1}
+    cases["loops"] = {"callback": {"direct_steps": False}, "max_epochs": 2}
     cases["short"] = {"max_epochs": 2}
     cases["resumed"] = {"start": "short/last.ckpt"}
     return run(tmp_path_factory.mktemp("shared"), cases)
