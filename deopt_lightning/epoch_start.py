@@ -9,6 +9,7 @@ from typing import Any
 import lightning.pytorch as pl
 from torch.optim.lr_scheduler import LRScheduler
 
+from deopt_lightning.lr_schedule import parts_of
 from deopt_lightning.param_groups import set_option
 from deopt_lightning.random_state import RandomState
 from deopt_lightning.rank_exchange import gather_ranks
@@ -41,7 +42,7 @@ class EpochStart:
             rng: State of the global random generators from which the epoch's order is drawn.
         """
         random = RandomState.take(loader_generators(trainer), rng)
-        states = [deepcopy(scheduler.state_dict()) for scheduler in schedulers_of(trainer)]
+        states = [deepcopy(_state_of(part)) for part in scheduler_parts_of(trainer)]
         return cls(random, step_counts(trainer), scheduled_options(trainer), states)
 
     def write_schedule(self, trainer: pl.Trainer) -> None:
@@ -49,8 +50,9 @@ class EpochStart:
         for group, options in zip(_groups(trainer), self.options, strict=True):
             for key, value in options.items():
                 set_option(group, key, value)
-        for scheduler, state in zip(schedulers_of(trainer), self.schedulers, strict=True):
-            scheduler.load_state_dict(deepcopy(state))
+        # Checkpoints of earlier versions have no states of inner schedulers.
+        for part, state in zip(scheduler_parts_of(trainer), self.schedulers, strict=False):
+            part.load_state_dict(deepcopy(state))
 
     def to_plain(self) -> list[Any]:
         """All ranks' random states and the rest, for a checkpoint; every process must call it."""
@@ -88,3 +90,17 @@ def schedulers_of(trainer: pl.Trainer) -> list[Any]:
         and all(value is not scheduler for scheduler in configured)
     ]
     return [*configured, *kept]
+
+
+def scheduler_parts_of(trainer: pl.Trainer) -> list[Any]:
+    """The LR schedulers with a state, and those that others hold, such as one after a warm-up."""
+    outer = schedulers_of(trainer)
+    parts = [part for s in outer for part in parts_of(s, getattr(s, "optimizer", s))[1:]]
+    return [*outer, *(part for part in parts if callable(getattr(part, "load_state_dict", None)))]
+
+
+def _state_of(scheduler: Any) -> dict[str, Any]:
+    """A scheduler's state, without schedulers in it, which have states of their own."""
+    state: dict[str, Any] = scheduler.state_dict()
+    inner = parts_of(scheduler, getattr(scheduler, "optimizer", scheduler))
+    return {name: value for name, value in state.items() if all(value is not s for s in inner)}

@@ -20,7 +20,7 @@ from deopt_lightning.compile_choice import choose_steps
 from deopt_lightning.compiled_steps import CompiledStep
 from deopt_lightning.direct_steps import DirectSteps, equals_loops, why_not, why_overridden
 from deopt_lightning.direct_validation import DirectValidation, can_validate, equals_loop
-from deopt_lightning.epoch_start import schedulers_of
+from deopt_lightning.epoch_start import scheduler_parts_of
 from deopt_lightning.evaluator_choice import EvaluatorName, choose_vectorised
 from deopt_lightning.evaluators.probe import Metrics, Monitor, Probe
 from deopt_lightning.placement import too_many_copies
@@ -254,7 +254,7 @@ def take_snapshot(trainer: pl.Trainer, device: str | None = None) -> Snapshot:
         trainer.optimizers,
         stateful=[trainer.precision_plugin],
         generators=trainer_seam.loader_generators(trainer),
-        schedulers=schedulers_of(trainer),
+        schedulers=scheduler_parts_of(trainer),
         beside=averages_of(trainer),
         gradients=not module.automatic_optimization,
         device=device,

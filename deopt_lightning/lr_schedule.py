@@ -65,7 +65,7 @@ class Schedule:
             optimizer: The optimizer that it acts on.
         """
         lists, groups = list(PER_GROUP), optimizer.param_groups
-        unknown = [part for part in _parts(scheduler, optimizer) if not _is_torchs(part)]
+        unknown = [part for part in parts_of(scheduler, optimizer) if not _is_torchs(part)]
         for part in unknown:
             for name, values in vars(part).items():
                 if name in lists or not _are_as_many(values, len(groups)):
@@ -79,7 +79,7 @@ class Schedule:
 
     def regroup(self, scheduler: object, optimizer: Optimizer, split: GroupSplit) -> None:
         """Rewrites the lists of a scheduler, and of those inside it, for the split groups."""
-        for part in _parts(scheduler, optimizer):
+        for part in parts_of(scheduler, optimizer):
             regroup(vars(part), split.user_index, len(split.user_options), self.lists)
 
 
@@ -196,7 +196,7 @@ def regroup(
             regroup(nested, parents, old_count, keys)
 
 
-def _parts(scheduler: object, optimizer: Optimizer) -> list[object]:
+def parts_of(scheduler: object, optimizer: object) -> list[object]:
     """A scheduler and those of the same optimizer inside it, at any depth."""
     found = [scheduler]
     for part in found:

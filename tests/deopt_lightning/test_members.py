@@ -204,7 +204,30 @@ def test_an_error_in_a_member_leaves_the_run_as_it_was(tmp_path: Path) -> None:
 OUT_OF_PLACE = {"population_size": 5, "seed": 3}  # here the own setting is soon replaced
 
 
-@pytest.mark.parametrize("optimizer", [None, Sums], ids=["adam", "sums in its groups"])
+class WarmsUp(torch.optim.lr_scheduler.LRScheduler):
+    """Hands over to another scheduler after a warm-up, as a much copied one does."""
+
+    def __init__(self, optimizer: Any, steps: int) -> None:
+        self.steps = steps
+        self.after = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.95)
+        super().__init__(optimizer)
+
+    def get_lr(self) -> list[float]:
+        return [lr * min(1.0, self.last_epoch / self.steps) for lr in self.base_lrs]
+
+    def step(self, epoch: int | None = None) -> None:
+        if self.last_epoch < self.steps:
+            super().step()
+        else:
+            self.after.step()
+
+
+def warms_up(parameters: Any) -> Any:
+    optimizer = torch.optim.Adam(parameters, lr=0.01)
+    return [optimizer], [{"scheduler": WarmsUp(optimizer, 5), "interval": "step"}]
+
+
+@pytest.mark.parametrize("optimizer", [None, Sums, warms_up])
 def test_the_own_setting_trains_beside_the_population_as_without_the_search(
     optimizer: Any, tmp_path: Path
 ) -> None:
