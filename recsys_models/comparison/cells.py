@@ -15,6 +15,9 @@ from numpy.typing import NDArray
 
 from recsys_models.report import Result, read_json
 
+if sys.platform != "win32":
+    import fcntl
+
 
 @dataclass(frozen=True)
 class Cell:
@@ -164,13 +167,17 @@ def run_missing(
     def run(numbered: tuple[int, Cell]) -> Cell | None:
         number, cell = numbered
         cell.folder.mkdir(parents=True, exist_ok=True)
-        (cell.folder / "cell.json").write_text(json.dumps(list(cell.overrides)) + "\n")
-        status = launch(cell)
-        result = cell.result() if status == 0 else None
-        done = f"failed: {cell.last_words()}" if result is None else f"{result.seconds:.0f} s"
-        lacks = [] if result is None else [name for name in metrics if name not in result.test]
-        if result is not None and lacks:
-            done += f"; has no {', '.join(lacks)}, only {', '.join(result.test)}"
+        with (cell.folder / "cell.json").open("a") as own:
+            if not _lock(own):
+                result, done = None, "another comparison is at it"
+            elif (result := cell.result()) is not None:
+                done = "finished by another comparison"
+            else:
+                own.truncate(0)
+                own.write(json.dumps(list(cell.overrides)) + "\n")
+                own.flush()
+                result = cell.result() if launch(cell) == 0 else None
+                done = f"failed: {cell.last_words()}" if result is None else _said(result, metrics)
         say(f"[{number}/{len(missing)}] {cell.name}: {done}")
         if result is None:
             return cell
@@ -181,6 +188,24 @@ def run_missing(
     with ThreadPoolExecutor(n_jobs) as pool:
         failed = list(pool.map(run, enumerate(missing, start=1)))
     return [cell for cell in failed if cell is not None]
+
+
+def _said(result: Result, metrics: Sequence[str]) -> str:
+    lacks = [name for name in metrics if name not in result.test]
+    lack = f"; has no {', '.join(lacks)}, only {', '.join(result.test)}" if lacks else ""
+    return f"{result.seconds:.0f} s{lack}"
+
+
+def _lock(file: IO[str]) -> bool:
+    """Keep others from a file until it is closed; whether it was free, as far as can be told."""
+    if sys.platform != "win32":
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        except OSError:  # a file system without locks
+            return True
+    return True
 
 
 def finished_of(cells: Iterable[Cell]) -> dict[Cell, Result]:

@@ -158,3 +158,25 @@ def test_a_result_knows_its_pairs(compose_train, tmp_path):
         found.append(json.loads((tmp_path / "out" / "result.json").read_text())["pairs"])
     assert found[0] == found[1] != found[2]
     assert None not in found
+
+
+def test_two_comparisons_in_one_folder_share_its_cells(tmp_path):
+    """Side by side they would write to one folder, and go on from one another's checkpoints."""
+    planned = cells(tmp_path, seeds=[0], datasets=["filmtrust"])
+    first, second, *_ = planned
+    said, ran = [], []
+
+    def launch(cell):
+        ran.append(cell)
+        if cell == first:  # another comparison, started meanwhile
+            assert run_missing([first, second], noted, 1, said.append) == [first]
+        return pretend(cell)
+
+    def noted(cell):
+        ran.append(cell)
+        return pretend(cell)
+
+    assert run_missing(planned, launch, 1, said.append) == []
+    assert sorted(ran, key=planned.index) == planned
+    assert f"[1/2] {first.name}: another comparison is at it" in said
+    assert f"[2/{len(planned)}] {second.name}: finished by another comparison" in said
