@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import lightning as L
 import pytest
+import torch
 
 from recsys_models import train
 from recsys_models.comparison import cells as cells_module
@@ -180,3 +181,18 @@ def test_two_comparisons_in_one_folder_share_its_cells(tmp_path):
     assert sorted(ran, key=planned.index) == planned
     assert f"[1/2] {first.name}: another comparison is at it" in said
     assert f"[2/{len(planned)}] {second.name}: finished by another comparison" in said
+
+
+def test_another_run_in_the_folder_leaves_its_own_checkpoints(compose_train, tmp_path):
+    """By the names that recommend and ckpt_path are given; those of the run before are gone."""
+    train.run(compose_train(*SHORT, "tuner=none"))
+    checkpoints = tmp_path / "out" / "checkpoints"
+    (checkpoints / "last.ckpt").write_text("of a run that was interrupted")
+    with pytest.raises(RuntimeError, match="power cut"):
+        train.run(compose_train(*SHORT, "model=lrml", CUT))
+    assert sorted(path.name for path in checkpoints.iterdir()) == ["best.ckpt", "last.ckpt"]
+    for path in checkpoints.iterdir():
+        assert torch.load(path, weights_only=True)["recommender"] == "LRML"
+    train.run(compose_train(*SHORT, "model=lrml", f"ckpt_path={checkpoints / 'last.ckpt'}"))
+    assert [path.name for path in checkpoints.iterdir()] == ["best.ckpt"]
+    assert torch.load(checkpoints / "best.ckpt", weights_only=True)["recommender"] == "LRML"
