@@ -40,7 +40,7 @@ from recsys_models.report import (
     print_table,
     write_json,
 )
-from recsys_models.training import Training, load_weights, quieten
+from recsys_models.training import Training, check_numbers, load_weights, quieten
 from recsys_models.tuning import Outcome, Setting, Sweep, choose
 
 USER_ERRORS = (
@@ -70,6 +70,7 @@ def run(cfg: DictConfig) -> float:
         The monitored validation value of the chosen epoch, for a sweep to compare.
     """
     clock = Clock()
+    check_numbers(cfg)
     experiment = Experiment(cfg)
     if isinstance(experiment.data, RecsysDataModule):
         experiment.data.check_held_out()  # now, not when all is trained

@@ -5,13 +5,14 @@ import math
 import sys
 import warnings
 from pathlib import Path
+from types import NoneType
 from typing import Any, cast
 
 import lightning as L
 import torch
 from hydra.utils import instantiate
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
 from recsys_models.costs import Clock, CostCurve, Watch
@@ -109,6 +110,26 @@ class Training:
             curve=rows,
             cpu_seconds=self.cpu_seconds,
         )
+
+
+def check_numbers(cfg: DictConfig) -> None:
+    """Refuse what torch and Lightning would end over in a traceback, perhaps after training."""
+    number = (int, float, DictConfig)  # or what one is made from
+    for name, kinds, lowest in (
+        ("optimizer.lr", number, -math.inf),  # the optimizer itself knows what is too low
+        ("optimizer.weight_decay", number, -math.inf),
+        ("trainer.max_epochs", (int, NoneType), -1),
+        ("threads", (int, NoneType), 1),
+    ):
+        value = OmegaConf.select(cfg, name, default=1)  # what is left out has a default
+        if not isinstance(value, kinds) or (isinstance(value, int) and value < lowest):
+            what = "a number" if kinds is number else f"a whole number from {lowest} on, or null"
+            raise ValueError(f"{name} must be {what}; got {value!r}.")
+    for part, use in (("val", "chooses the epoch"), ("test", "is what a run reports")):
+        if OmegaConf.select(cfg, f"trainer.limit_{part}_batches") == 0:
+            raise ValueError(
+                f"trainer.limit_{part}_batches must be above 0, since the {part} set {use}; got 0."
+            )
 
 
 def load_weights(model: L.LightningModule, path: str) -> None:

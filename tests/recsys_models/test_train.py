@@ -245,6 +245,13 @@ def test_a_folder_of_own_configurations_joins_in(rating_files, tmp_path, in_proc
         (["+data.ratios=[1,1,1]"], "ratios"),
         (["trainer.max_epochs=1", "monitor=val/loss"], "val/loss"),
         (["data=unknown"], "unknown"),
+        (["optimizer.lr=abc"], "optimizer.lr must be a number; got 'abc'"),
+        (["tuner=grid", "optimizer.lr=null"], "optimizer.lr must be a number; got None"),
+        (["optimizer.weight_decay=abc"], "optimizer.weight_decay must be a number; got 'abc'"),
+        (["trainer.max_epochs=abc"], "trainer.max_epochs must be a whole number from -1 on, or"),
+        (["threads=0"], "threads must be a whole number from 1 on, or null; got 0"),
+        (["+trainer.limit_val_batches=0"], "limit_val_batches must be above 0"),
+        (["+trainer.limit_test_batches=0.0"], "limit_test_batches must be above 0"),
     ],
 )
 def test_bad_input_ends_in_one_clear_message(overrides, said, in_process, capsys):
