@@ -182,7 +182,8 @@ class _Table:
         head = line if len(line) <= 60 else line[:60] + "..."
         return (
             f"{self.path}, line {start}: {head!r} is no interaction, for {problem}. Ids must be "
-            "given, ratings finite numbers, times numbers or dates. Correct or remove the line."
+            "given, ratings finite numbers, times all numbers or all dates. Correct or remove the "
+            "line."
         )
 
     def _describe_unreadable(self, error: PolarsError) -> str:

@@ -15,13 +15,14 @@ def seconds(column: pl.Series) -> pl.Series:
 
     Args:
         column: numbers, dates, or text such as "978300760", "1996-02-07", "2/7/96 14:05:00" or
-            "1996-02-07T14:05:00+01:00". A date without a zone is taken as UTC.
+            "1996-02-07T14:05:00+01:00". A date without a zone is taken as UTC. Dates beside numbers
+            are unreadable, since nothing says in what unit those are.
     """
     if column.dtype.is_temporal():
         return column.cast(pl.Datetime("us")).dt.epoch("us").cast(pl.Float64) / 1e6
     result = column.cast(pl.Float64, strict=False)
     result = result.set(result.is_nan() | result.is_infinite(), None)
-    if column.dtype != pl.String:
+    if column.dtype != pl.String or result.count():
         return result
     text = column.str.strip_chars().str.replace(r"(Z| ?UTC|\+00:00)$", "")
     for day in _DAYS:

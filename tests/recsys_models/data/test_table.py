@@ -130,6 +130,7 @@ def test_ids_are_numbers_only_if_all_are_spelt_as_such(tmp_path, ids, expected):
         ("u,5,nan,9", "'stars' is 'nan'"),
         ("u,5,,9", "'stars' is empty"),
         ("u,5,3,soon", "'when' is 'soon'"),
+        ("u,5,3,2024-01-01", "'when' is '2024-01-01'"),
         ("u,5,3,9,1", "5 fields under 4 headings"),
         ("", "'who' is empty"),
     ],
@@ -231,6 +232,7 @@ def test_a_missing_file_is_refused(tmp_path):
         ),
         ([datetime(2024, 1, 1)], [float(NEW_YEAR)]),
         (["nan", "inf"], [None, None]),
+        (["2024-01-01", "20240101"], [None, 20240101.0]),
     ],
 )
 def test_times_are_read_as_numbers_or_dates(column, expected):
