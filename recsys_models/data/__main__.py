@@ -76,7 +76,11 @@ def _parser() -> argparse.ArgumentParser:
 
 def _argument(text: str) -> tuple[str, int | float]:
     name, _, number = text.partition("=")
-    return name, float(number) if "." in number else int(number)
+    try:
+        return name, float(number) if "." in number else int(number)
+    except ValueError:
+        message = f"give NAME=NUMBER, such as num_users=500; got {text!r}"
+        raise argparse.ArgumentTypeError(message) from None
 
 
 def _describe(chosen: dict[str, Any]) -> Statistics:

@@ -51,3 +51,10 @@ def test_a_mistake_ends_the_command_with_one_sentence(tmp_path, capsys):
     with pytest.raises(SystemExit):
         main(["--path", "x"])
     assert "--path belongs to a data set: give --dataset NAME before it" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("argument", ["num_users=a", "num_users", "num_users=1e3"])
+def test_a_number_that_is_none_is_said(argument, capsys):
+    with pytest.raises(SystemExit):
+        main(["--dataset", "synthetic", "--synthetic", "rank=3", argument])
+    assert f"NAME=NUMBER, such as num_users=500; got '{argument}'" in capsys.readouterr().err
