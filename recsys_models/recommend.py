@@ -82,7 +82,7 @@ def recommend(
     Args:
         model: on the CPU.
         data: the data it was trained on.
-        users: their ids in the rating file; all when None.
+        users: their ids in the rating file, of which one counts once; all when None.
         k: items for each user; fewer where so many are not left.
         leave_out: which items of a user are not recommended: "all" of the data, those in "train",
             or "nothing".
@@ -126,13 +126,14 @@ def _positions(data: RecsysDataModule, users: Sequence[str | int] | None) -> Int
     if users is None:
         return np.arange(data.num_users)
     positions = {str(user): position for position, user in enumerate(data.user_ids.tolist())}
-    unknown = [user for user in users if str(user) not in positions]
+    wanted = list(dict.fromkeys(map(str, users)))
+    unknown = [user for user in wanted if user not in positions]
     if unknown:
         raise ValueError(
             f"{len(unknown)} of the users asked for have no pair in the data, the first of them "
             f"{unknown[0]!r}. Ids are those of the rating file, such as {data.user_ids[0]!s}."
         )
-    return np.array([positions[str(user)] for user in users], dtype=np.int64)
+    return np.array([positions[user] for user in wanted], dtype=np.int64)
 
 
 def _left_out(data: RecsysDataModule, leave_out: str) -> Interactions:

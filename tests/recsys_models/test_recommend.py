@@ -120,7 +120,8 @@ def test_what_is_left_out_can_be_chosen(trained, leave_out):
 
 def test_some_users_in_the_order_asked_for(trained, recommended):
     checkpoint = trained()
-    chosen = recommended(checkpoint, "--users", "kündin 007", "kündin 001", "--k", "2")
+    one_twice = ["kündin 007", "kündin 001", "kündin 007"]
+    chosen = recommended(checkpoint, "--k", "2", "--users", *one_twice)
     assert chosen["user"].to_list() == ["kündin 007"] * 2 + ["kündin 001"] * 2
     everyone = recommended(checkpoint, "--k", "2", name="found.parquet")
     assert everyone.schema["rank"] == pl.Int64
