@@ -181,7 +181,7 @@ class ValidationPairs:
             )
         self._users = torch.from_numpy(validation.users)
         self._items = torch.from_numpy(validation.items)
-        self._negatives = NegativeSampler(data.train.union(validation))
+        self._negatives = NegativeSampler(data.train.union(validation), data.user_ids)
         self._num_negatives = data.num_negatives
         self._batch_size = batch_size
         self.generator = torch.Generator().manual_seed(seed)

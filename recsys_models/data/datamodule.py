@@ -253,7 +253,8 @@ class RecsysDataModule(L.LightningDataModule):
 
     def train_dataloader(self) -> DataLoader[TrainBatch]:
         """Every training pair once per epoch, in random order, with fresh negatives."""
-        return train_loader(self.train, self.batch_size, self.num_negatives, self.num_workers)
+        options = self.batch_size, self.num_negatives, self.num_workers
+        return train_loader(self.train, *options, self.user_ids)
 
     def val_dataloader(self) -> DataLoader[RankingBatch]:
         """Users with validation positives; their training items are to be masked."""

@@ -17,10 +17,15 @@ from torch.utils.data import DataLoader, Dataset, DistributedSampler
 from recsys_models.data.batches import RankingBatch, TrainBatch
 from recsys_models.data.interactions import IntArray, Interactions
 from recsys_models.data.negatives import NegativeSampler
+from recsys_models.data.ratings import IdArray
 
 
 def train_loader(
-    train: Interactions, batch_size: int, num_negatives: int, num_workers: int
+    train: Interactions,
+    batch_size: int,
+    num_negatives: int,
+    num_workers: int,
+    user_ids: IdArray | None = None,
 ) -> DataLoader[TrainBatch]:
     """Batches of training pairs with fresh negatives.
 
@@ -30,7 +35,7 @@ def train_loader(
     # Lightning keeps the seed in this variable, so that all ranks agree on the order.
     seed = int(os.environ.get("PL_GLOBAL_SEED", "0"))
     return DataLoader(
-        _TrainPairs(train, num_negatives),
+        _TrainPairs(train, num_negatives, user_ids),
         batch_size=None,
         sampler=ShuffledBatches(len(train), batch_size, seed),
         num_workers=num_workers,
@@ -166,10 +171,10 @@ class WholeBatches(DistributedSampler[int]):
 class _TrainPairs(Dataset[TrainBatch]):
     """Training pairs, taken a whole batch of positions at a time."""
 
-    def __init__(self, train: Interactions, num_negatives: int) -> None:
+    def __init__(self, train: Interactions, num_negatives: int, user_ids: IdArray | None) -> None:
         self._users = torch.from_numpy(train.users)
         self._items = torch.from_numpy(train.items)
-        self._negatives = NegativeSampler(train)
+        self._negatives = NegativeSampler(train, user_ids)
         self._num_negatives = num_negatives
 
     def __getitem__(self, positions: Tensor | int) -> TrainBatch:

@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from recsys_models.data.interactions import Interactions
+from recsys_models.data.ratings import IdArray
 
 _BITMAP_BYTES = 64 * 2**20
 
@@ -26,16 +27,18 @@ class NegativeSampler:
 
     Args:
         train: pairs that must not be drawn. A user who has all items would have no negative.
+        user_ids: of the rating file, by which such a user is named.
     """
 
-    def __init__(self, train: Interactions) -> None:
+    def __init__(self, train: Interactions, user_ids: IdArray | None = None) -> None:
         indptr, items = train.csr()
         counts = np.diff(indptr)
         full = np.flatnonzero(counts == train.num_items)
         if full.size and len(train):
+            name = full[0] if user_ids is None else user_ids[full[0]]
             raise ValueError(
                 "every user needs an item without a training pair, to draw negatives from; "
-                f"user {full[0]} has all {train.num_items} items ({full.size} such users). "
+                f"user {name} has all {train.num_items} items ({full.size} such users). "
                 "Remove such users or add items."
             )
         gaps = items - (np.arange(len(train)) - np.repeat(indptr[:-1], counts))

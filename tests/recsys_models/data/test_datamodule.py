@@ -38,6 +38,14 @@ def test_a_path_may_begin_at_home(tmp_path, monkeypatch):
     assert module.state_dict()["file"] == str(tmp_path / "ratings.txt")
 
 
+def test_a_user_with_every_item_is_named_as_in_the_file(tmp_path):
+    (tmp_path / "t.csv").write_text("user,item\nzoe,a\nzoe,b\nann,a\n")
+    module = RecsysDataModule("table", str(tmp_path / "t.csv"), ratios=(1, 0, 0))
+    module.setup()
+    with pytest.raises(ValueError, match="user zoe has all 2 items"):
+        module.train_dataloader()
+
+
 def test_what_is_not_read_yet_is_asked_for_in_words():
     module = RecsysDataModule(synthetic={"num_users": 60, "num_items": 40, "num_interactions": 900})
     for ask in (lambda: module.num_users, lambda: module.fingerprint, module.val_dataloader):
