@@ -13,6 +13,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from recsys_models.costs import Watch
+from recsys_models.report import read_plain
 from recsys_models.training import Training, quieten
 from recsys_models.tuning import Outcome, Setting, choose
 
@@ -149,7 +150,7 @@ def _finished(folder: Path, cfg: DictConfig, pairs: str | None) -> Outcome | Non
     path = folder / "point.json"
     if not path.is_file():
         return None
-    saved = json.loads(path.read_text())
+    saved = read_plain(path)
     if saved["configuration"] != _key(cfg) or saved.get("pairs", pairs) != pairs:
         return None
     outcome = saved["outcome"]

@@ -110,7 +110,19 @@ def write_json(result: Result, path: Path) -> None:
 
 def read_json(path: Path) -> Result:
     """Read what `write_json` has written, also in an older version."""
-    return from_json(json.loads(path.read_text()))
+    return from_json(read_plain(path))
+
+
+def read_plain(path: Path) -> Any:
+    """What a JSON file holds.
+
+    Raises:
+        ValueError: it is damaged.
+    """
+    try:
+        return json.loads(path.read_text())
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged ({error}). Restore it, or remove it.") from error
 
 
 def from_json(plain: dict[str, Any]) -> Result:

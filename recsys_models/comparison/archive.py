@@ -19,7 +19,7 @@ from recsys_models.comparison.cells import Cell
 from recsys_models.comparison.frame import Frame
 from recsys_models.comparison.results import PER_USER_STEP, Results
 from recsys_models.costs import corners
-from recsys_models.report import Result, from_json, write_json
+from recsys_models.report import Result, from_json, read_plain, write_json
 
 RUNS, PER_USER = "runs.json", "per_user.npz"
 DIGITS = 4
@@ -50,7 +50,7 @@ def read_archive(folder: Path, scratch: Path) -> tuple[Frame, list[Cell]]:
     Returns:
         The frame, and all cells, also those without a result.
     """
-    kept = json.loads((folder / RUNS).read_text())
+    kept = read_plain(folder / RUNS)
     frame = Frame(**kept["frame"])
     with np.load(folder / PER_USER) as arrays:
         users = {name: arrays[name] for name in arrays.files}

@@ -13,7 +13,7 @@ from typing import IO, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from recsys_models.report import Result, read_json
+from recsys_models.report import Result, read_json, read_plain
 
 if sys.platform != "win32":
     import fcntl
@@ -53,7 +53,7 @@ class Cell:
         path = self.folder / "result.json"
         if not path.is_file() and not self.last.is_file():
             return None
-        kept = json.loads((self.folder / "cell.json").read_text())
+        kept = read_plain(self.folder / "cell.json")
         if kept != list(self.overrides):
             raise ValueError(
                 f"{self.folder} holds a run of {' '.join(kept)}; this comparison asks for "

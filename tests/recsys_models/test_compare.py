@@ -114,6 +114,14 @@ def test_a_folder_of_other_settings_is_refused(tmp_path, finished):
         run_missing(other, pretend, 1, lambda text: None)
 
 
+@pytest.mark.parametrize("name", ["result.json", "cell.json"])
+def test_a_damaged_file_is_named(name, finished):
+    path = finished[0].folder / name
+    path.write_text(path.read_text()[:-5])
+    with pytest.raises(ValueError, match=f"{path} is damaged"):
+        Results(finished, FRAME.metrics, FRAME.baseline)
+
+
 # --- statistics -----------------------------------------------------------------------------------
 
 
