@@ -1,13 +1,15 @@
 """The cells of a comparison, each one run of ``recsys-train`` in a process and a folder."""
 
 import json
+import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from signal import strsignal
+from threading import current_thread, main_thread
 from typing import IO, cast
 
 import numpy as np
@@ -92,6 +94,7 @@ class Cell:
         return [*said, *reasons][-1].strip() if said else "it said nothing"
 
 
+_running: set[subprocess.Popen[bytes]] = set()
 Launch = Callable[[Cell], int]  # runs a cell and returns its exit status
 
 
@@ -185,7 +188,7 @@ def run_missing(
         check_pairs(finished.copy())
         return None
 
-    with ThreadPoolExecutor(n_jobs) as pool:
+    with _ending_together(), ThreadPoolExecutor(n_jobs) as pool:
         failed = list(pool.map(run, enumerate(missing, start=1)))
     return [cell for cell in failed if cell is not None]
 
@@ -251,14 +254,38 @@ def launcher(config_dir: str | None) -> Launch:
         with (cell.folder / "log.txt").open("w") as log:
             status = _call([*command, f"hydra.run.dir={_quoted(folder)}"], log)
             if status < 0:
-                log.write(f"\nended by signal {-status} ({strsignal(-status)})\n")
+                log.write(f"\nended by signal {-status} ({signal.strsignal(-status)})\n")
         return status
 
     return launch
 
 
 def _call(command: list[str], log: IO[str]) -> int:
-    return subprocess.run(command, stdout=log, stderr=subprocess.STDOUT, check=False).returncode
+    with subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT) as process:
+        _running.add(process)
+        try:
+            return process.wait()
+        finally:
+            _running.discard(process)
+
+
+@contextmanager
+def _ending_together() -> Iterator[None]:
+    """Lets SIGTERM do what Ctrl-C does, which reaches the cells' processes as well."""
+
+    def end(*_: object) -> None:
+        for process in tuple(_running):
+            process.send_signal(signal.SIGINT)
+        raise KeyboardInterrupt
+
+    if current_thread() is not main_thread():  # which alone hears of signals
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _quoted(path: Path) -> str:

@@ -1,4 +1,4 @@
-"""Ctrl-C ends all that was begun, and nothing begins after it."""
+"""Ctrl-C or SIGTERM ends all that was begun, and nothing begins after it."""
 
 import os
 import signal
@@ -16,8 +16,16 @@ LONG = ("trainer.max_epochs=100000", "callbacks.early_stopping.patience=100000")
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="sends a signal to a group")
 
 
-def interrupt(command, begun, folder):
-    """Runs a command, and presses Ctrl-C as soon as a file is there; its status and its words."""
+def press_ctrl_c(process):
+    os.killpg(process, signal.SIGINT)
+
+
+def terminate(process):
+    os.kill(process, signal.SIGTERM)
+
+
+def interrupt(command, begun, folder, how=press_ctrl_c):
+    """Ends a command when a file is there; its status, its words, whether a process is left."""
     with (folder / "said.txt").open("w") as said:
         process = subprocess.Popen(
             [sys.executable, "-m", *command],
@@ -30,18 +38,29 @@ def interrupt(command, begun, folder):
     try:
         while process.poll() is None and not list(folder.glob(begun)):
             time.sleep(0.05)
-        os.killpg(process.pid, signal.SIGINT)
+        how(process.pid)
         process.wait(60)
     finally:
-        if process.poll() is None:
+        left = is_there(process.pid)
+        if left:
             os.killpg(process.pid, signal.SIGKILL)
-    return process.returncode, (folder / "said.txt").read_text()
+    return process.returncode, (folder / "said.txt").read_text(), left
 
 
-def test_a_comparison_begins_no_other_cell(tmp_path):
+def is_there(group):
+    try:
+        os.killpg(group, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+@pytest.mark.parametrize("how", [press_ctrl_c, terminate])
+def test_a_comparison_begins_no_other_cell(how, tmp_path):
     command = ["recsys_models.compare", "tuners=[none]", "seeds=[0,1,2]", "output_dir=out"]
     command += [f"overrides={[f'+{SMALL}', *LONG]}"]
-    status, said = interrupt(command, "out/**/last.ckpt", tmp_path)
+    status, said, left = interrupt(command, "out/**/last.ckpt", tmp_path, how)
+    assert not left
     assert status == 130
     assert said.endswith("interrupted; the same command again runs what is missing\n")
     assert [path.parent.name for path in tmp_path.glob("out/**/log.txt")] == ["seed0"]
@@ -49,6 +68,6 @@ def test_a_comparison_begins_no_other_cell(tmp_path):
 
 def test_a_sweep_in_several_processes_begins_no_other_setting(tmp_path):
     command = ["recsys_models.train", "tuner=grid", "tuner.sweep.n_jobs=2", f"+{SMALL}", *LONG]
-    status, _ = interrupt([*command, "hydra.run.dir=out"], "out/**/last.ckpt", tmp_path)
+    status, *_ = interrupt([*command, "hydra.run.dir=out"], "out/**/last.ckpt", tmp_path)
     assert status != 0
     assert len(list(tmp_path.glob("out/points/*"))) <= 2
