@@ -20,7 +20,7 @@ def rows(table: Tensor, ids: Tensor) -> Tensor:
         found = table.index_select(0, flat)
     else:
         found = _Rows.apply(table, flat)  # type: ignore[no-untyped-call]
-    return found.view(*ids.shape, -1)
+    return found.view(*ids.shape, table.shape[1])
 
 
 def pair_scores(left: Tensor, right: Tensor, left_ids: Tensor, right_ids: Tensor) -> Tensor:

@@ -118,6 +118,11 @@ def test_scores_depend_neither_on_the_order_nor_on_the_size_of_the_batch(trained
     torch.testing.assert_close(one_by_one, expected, rtol=0, atol=1e-5)
 
 
+def test_no_users_have_no_scores(trained):
+    _, model = trained
+    assert model.score_users(torch.arange(0)).shape == (0, NUM_ITEMS)
+
+
 def test_scores_survive_a_checkpoint(trained, build, data, tmp_path):
     trainer, model = trained
     path = tmp_path / "model.ckpt"
