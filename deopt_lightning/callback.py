@@ -13,7 +13,8 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from deopt_lightning import averaging, compatibility, trainer_seam
 from deopt_lightning.differential_evolution import Strategy
-from deopt_lightning.evaluators.probe import Metrics, Monitor
+from deopt_lightning.evaluators.probe import Monitor
+from deopt_lightning.last_validation import LastValidation
 from deopt_lightning.members import MemberSearch
 from deopt_lightning.random_state import rng_state, set_rng_state
 from deopt_lightning.rank_exchange import gather_ranks, warn_of_lost_rank
@@ -61,8 +62,8 @@ class DEOptCallback(Callback):
             the weights that its probe reached; these steps are not part of ``global_step``.
             ``"hyperparameters"``: the vector alone; the weights are restored, so that apart from
             lr and weight decay the run is what it would be without the callback.
-            ``"chain"``: the schedule of the authors' public program, for comparison: each epoch
-            trains with another trial's values, from the weights that the one before has left.
+            ``"chain"``: as the authors' public program: each epoch trains with another trial's
+            values, from the weights that the one before has left.
         every_n_epochs: Run a generation after every n-th epoch.
         warmup_epochs: Number of epochs before the first generation.
         max_generations: Stop searching after so many generations and keep the last values.
@@ -82,9 +83,8 @@ class DEOptCallback(Callback):
         workers: Number of processes, this one among them, that share out a generation's candidates,
             each with one thread, on Linux without a GPU; 0 for this one alone, with its threads.
             The others are forks: what steps write to other objects' attributes stays where it is.
-        share_over_ranks: With ``strategy="ddp"``, each process trains candidates of its own,
-            instead of all of them together every one, where the module has a method
-            ``training_loss(batch)``. The results are the same up to rounding; see docs/scaling.md.
+        share_over_ranks: With ``strategy="ddp"``, each process trains candidates of its own where
+            the module has a method ``training_loss(batch)``; equal up to rounding.
         snapshot_device: Where states of candidates and members are kept: None for the model's
             device, ``"cpu"``, or ``"auto"`` for that where a GPU lacks room beside training.
 
@@ -159,7 +159,7 @@ class DEOptCallback(Callback):
         self.probe_steps_taken = 0
         self.evaluations = 0
         self._last_epoch = -1  # the last epoch whose end was handled
-        self._validated: tuple[int, Metrics] = -1, {}  # the optimizer step, and what was logged
+        self._validation = LastValidation()
         self._search: Search | None = None
         self._maker = build_maker(vars(self))
         self._resumed_rng: dict[str, Any] | None = None
@@ -202,7 +202,7 @@ class DEOptCallback(Callback):
                 self._control.to_split_layout(self._resumed_checkpoint)
                 self._resumed_checkpoint = None
             if self._resumed_state:
-                self._resume(trainer, self._search, self._resumed_state)
+                self._resume(trainer, self._search)
                 self._resumed_state = {}
         except ValueError as error:
             raise MisconfigurationException(str(error)) from error
@@ -231,10 +231,9 @@ class DEOptCallback(Callback):
             self._control.check()
             self._search.epoch_starts(trainer, rng)
 
-    def on_train_batch_start(
-        self, trainer: pl.Trainer, pl_module: Any, batch: Any, idx: int
-    ) -> None:
+    def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, idx: int) -> None:
         """Lets the search see what hooks have made of the module by an epoch's first batch."""
+        self._resumed_rng = None
         if idx == 0 and self._search is not None and not self._is_over():
             self._control.settle(self._values, trainer.optimizers)
             self._search.first_batch_comes(trainer)
@@ -244,18 +243,18 @@ class DEOptCallback(Callback):
         if trainer.state.fn == "fit" and not trainer.sanity_checking:
             if (trainer.current_epoch + 1) % self.every_n_epochs == 0:
                 Monitor(self.monitor, self.mode).check(trainer.callback_metrics)
-            self._validated = trainer.global_step, dict(trainer.callback_metrics)
+            # A validation that is gone on with is one of the batches that were left.
+            self._validation.note(trainer, whole=self._resumed_rng is None)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Runs a generation, if one is due, and logs the values that train the next epoch."""
-        epoch = trainer.current_epoch
-        resumed_rng, self._resumed_rng = self._resumed_rng, None
-        if epoch <= self._last_epoch:  # with max_steps, Lightning ends a resumed epoch once more
-            if resumed_rng is not None:
-                set_rng_state(resumed_rng)  # and has drawn an epoch order that it will not use
-            return
+        if self._resumed_rng is not None:  # a resumed run that has trained nothing yet
+            set_rng_state(self._resumed_rng)  # has drawn an epoch order that it will not use
+            self._resumed_rng = None
+        if trainer.current_epoch <= self._last_epoch:
+            return  # with max_steps, Lightning ends a resumed epoch once more
         found = self._run(trainer)
-        self._last_epoch = epoch
+        self._last_epoch = trainer.current_epoch
         if found is not None:
             self._log(pl_module, found)
 
@@ -265,6 +264,8 @@ class DEOptCallback(Callback):
         """Stores the optimizer in the user's own groups, so that any Trainer can load it."""
         if self._search is not None and "optimizer_states" in checkpoint:
             self._control.to_user_layout(checkpoint)
+            if self._last_epoch < trainer.current_epoch:  # as by an exception in a generation
+                trainer_seam.end_epoch_again(checkpoint)
 
     def state_dict(self) -> dict[str, Any]:
         """Search, history and random state, in types that a safe `torch.load` accepts."""
@@ -279,6 +280,7 @@ class DEOptCallback(Callback):
             **{name: copy(getattr(self, name)) for name in _ATTRIBUTES},
             "decisions": dict(self._maker.decisions),
             "last_epoch": self._last_epoch,
+            "validated": self._validation.step,
             "rng": gather_ranks(rng_state()),
         }
 
@@ -298,10 +300,6 @@ class DEOptCallback(Callback):
         """How long compiling the steps took; 0 if they were not compiled."""
         return self._maker.compile_seconds
 
-    def _is_due(self, trainer: pl.Trainer) -> bool:
-        epochs = trainer.current_epoch + 1
-        return epochs >= self.warmup_epochs and epochs % self.every_n_epochs == 0
-
     def _is_over(self) -> bool:
         """Whether all generations that were asked for have run."""
         return self.max_generations is not None and len(self.history) >= self.max_generations
@@ -309,13 +307,14 @@ class DEOptCallback(Callback):
     def _run(self, trainer: pl.Trainer) -> dict[str, float] | None:
         """Lets the search see the end of an epoch; what to log of it if it found anything."""
         assert self._search is not None
+        logged = self._validation.of_present(trainer, self._maker)
         ends = trainer_seam.ends_now(trainer) or averaging.training_is_over(trainer)
         if ends or self._is_over():
             return None
         self._control.settle(self._values, trainer.optimizers)
-        # Not what the Trainer has by now, among which are metrics of training by the same names.
-        logged = self._validated[1] if self._validated[0] == trainer.global_step else None
-        outcome = self._search.epoch_ends(trainer, self._is_due(trainer), logged)
+        epochs = trainer.current_epoch + 1
+        due = epochs >= self.warmup_epochs and epochs % self.every_n_epochs == 0
+        outcome = self._search.epoch_ends(trainer, due, logged)
         if outcome is None:
             return None
         self.probe_steps_taken += outcome.probe_steps
@@ -335,8 +334,9 @@ class DEOptCallback(Callback):
         named = {f"deopt/{name}": value for name, value in found.items()}
         module.log_dict(named, sync_dist=module.trainer.world_size > 1)
 
-    def _resume(self, trainer: pl.Trainer, search: Search, state: dict[str, Any]) -> None:
+    def _resume(self, trainer: pl.Trainer, search: Search) -> None:
         """Goes on where a checkpoint left off."""
+        state = self._resumed_state
         compatibility.check_resumed(state, list(self._control.layer_names), self.carry)
         self._control.follow(state.get("by_hand", []))
         search.load_state_dict(state["search"])
@@ -344,6 +344,7 @@ class DEOptCallback(Callback):
         vars(self).update({name: copy(state[name]) for name in _ATTRIBUTES})
         self._maker.decisions.update(state.get("decisions", {}))
         self._last_epoch = state["last_epoch"]
+        self._validation = LastValidation(state.get("validated", -1))  # older versions have none
         if len(state["rng"]) == trainer.world_size:
             self._resumed_rng = state["rng"][trainer.global_rank]
             set_rng_state(self._resumed_rng)

@@ -196,6 +196,14 @@ def draws_order_again(trainer: pl.Trainer) -> bool:
     return not (hasattr(loop, "is_resuming") or loop.epoch_loop.restarting)
 
 
+def end_epoch_again(checkpoint: dict[str, Any]) -> None:
+    """Lets a run that goes on from a checkpoint end the epoch at whose end it was written."""
+    progress = checkpoint["loops"]["fit_loop"]["epoch_progress"]
+    if progress["current"]["processed"] > progress["current"]["completed"]:
+        for counts in progress.values():
+            counts["processed"] -= 1
+
+
 class _Recorder(_PrefetchDataFetcher):
     """Hands out batches as the fetcher does whose place it takes, and keeps a copy of each."""
 

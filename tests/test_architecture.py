@@ -63,6 +63,7 @@ FLOORS = [
         "evaluators.distributed",
         "rank_sharing",
         "generation",
+        "last_validation",
         "history",
         "best_state",
         "probing",
