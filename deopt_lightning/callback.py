@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from copy import copy
 from typing import Any, Literal
 
@@ -11,7 +12,7 @@ import numpy as np
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
-from deopt_lightning import averaging, compatibility, trainer_seam
+from deopt_lightning import averaging, compatibility, other_callbacks, trainer_seam
 from deopt_lightning.differential_evolution import Strategy
 from deopt_lightning.evaluators.probe import Monitor
 from deopt_lightning.last_validation import LastValidation
@@ -43,13 +44,11 @@ class DEOptCallback(Callback):
         population_size: Number of target vectors, NP in the paper; at least 4.
         lr_bounds: Smallest and largest lr for every layer. By default each layer's own lr in the
             optimizer, from a thousandth of it to a hundred times it; with probes, ten times it.
-        weight_decay_bounds: Smallest and largest weight decay; exactly 0 is tried as well, and
-            (0, 0) learns lr alone. By default likewise from the optimizer's own, and
-            (1e-7, 1e-3) where that is 0.
+        weight_decay_bounds: Smallest and largest weight decay; 0 is tried, too; (0, 0) learns lr
+            alone. By default from the optimizer's own likewise, (1e-7, 1e-3) where that is 0.
         probe_steps: Asks for probes instead of members, of this length: optimizer steps (int) or a
-            fraction of an epoch (float). With ``carry="weights"`` or ``"hyperparameters"`` and
-            without this, a quarter of an epoch. In manual optimization a step is a call of
-            ``training_step``.
+            fraction of an epoch (float), a quarter where ``carry`` alone asks for probes. In manual
+            optimization a step is a call of ``training_step``.
         limit_probe_val_batches: Judge probes by so many of the first validation batches (int, or a
             share as float); what is adopted is validated in full. See docs/scaling.md.
         layers: Which parameters form a layer: patterns as in ``group_layers``. By default the
@@ -75,11 +74,10 @@ class DEOptCallback(Callback):
         optimizer_index: The one optimizer that is controlled; by default all are.
         direct_steps: Train and validate probes without Lightning's loops where the module has
             ``training_loss(batch)`` and ``validation_metrics(batches)``; bit for bit the same.
-        evaluator: ``"vectorised"`` trains candidates stacked, where direct steps allow it, with
-            results that differ by rounding; ``"sequential"`` one after the other. ``"auto"`` stacks
-            on an accelerator, if that was faster in the first generation. See ``stacked_steps``.
-        compile_steps: Let torch compile direct steps, if the rest of the run is long enough to make
-            up for the time it takes; results differ by rounding. See ``compiled_steps``.
+        evaluator: ``"vectorised"`` trains candidates stacked where direct steps allow it, equal up
+            to rounding; ``"sequential"`` does not; ``"auto"`` does on an accelerator if faster.
+        compile_steps: Let torch compile direct steps if the rest of the run is long enough for it
+            to pay; results differ by rounding. See ``compiled_steps``.
         workers: Number of processes, this one among them, that share out a generation's candidates,
             each with one thread, on Linux without a GPU; 0 for this one alone, with its threads.
             The others are forks: what steps write to other objects' attributes stays where it is.
@@ -164,6 +162,7 @@ class DEOptCallback(Callback):
         self._maker = build_maker(vars(self))
         self._resumed_rng: dict[str, Any] | None = None
         self._begin_rng: dict[str, Any] | None = None
+        self._undo = ExitStack()  # takes away what the fit puts on other objects
 
     @property
     def member_bytes(self) -> int:
@@ -196,6 +195,7 @@ class DEOptCallback(Callback):
         compatibility.check_trainer(trainer, pl_module, self.carry, self.optimizer_index)
         try:
             self._control = build_control(trainer, vars(self))
+            self._undo.callback(self._control.close)
             self._values = self._control.own_values
             self._search = build_search(vars(self), self._control, self._maker, self._resumed_state)
             if self._resumed_checkpoint is not None:
@@ -212,6 +212,8 @@ class DEOptCallback(Callback):
         """Writes resumed values, after the Trainer has restored the optimizer."""
         assert self._search is not None
         compatibility.check_epochs(trainer, self.carry)
+        if isinstance(self._search, MemberSearch):
+            self._undo.callback(other_callbacks.watch(trainer))
         self._search.train_start(trainer)
         if self.history and self.adopt:
             self._control.write(self._values)
@@ -253,10 +255,8 @@ class DEOptCallback(Callback):
             self._resumed_rng = None
         if trainer.current_epoch <= self._last_epoch:
             return  # with max_steps, Lightning ends a resumed epoch once more
-        found = self._run(trainer)
+        self._end_epoch(trainer)
         self._last_epoch = trainer.current_epoch
-        if found is not None:
-            self._log(pl_module, found)
 
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
@@ -287,13 +287,13 @@ class DEOptCallback(Callback):
     def on_exception(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
     ) -> None:
-        """Says in plain words if another process of the run is gone."""
+        """Says in plain words if another process of the run is gone; `teardown` is not called."""
         warn_of_lost_rank(exception)
+        self._undo.close()
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Removes the hooks from the optimizer."""
-        if self._search is not None:
-            self._control.close()
+        """Leaves nothing on optimizers and other callbacks."""
+        self._undo.close()
 
     @property
     def compile_seconds(self) -> float:
@@ -304,19 +304,18 @@ class DEOptCallback(Callback):
         """Whether all generations that were asked for have run."""
         return self.max_generations is not None and len(self.history) >= self.max_generations
 
-    def _run(self, trainer: pl.Trainer) -> dict[str, float] | None:
-        """Lets the search see the end of an epoch; what to log of it if it found anything."""
+    def _end_epoch(self, trainer: pl.Trainer) -> None:
+        """Lets the search see the end of an epoch, and puts into effect what it finds."""
         assert self._search is not None
         logged = self._validation.of_present(trainer, self._maker)
-        ends = trainer_seam.ends_now(trainer) or averaging.training_is_over(trainer)
-        if ends or self._is_over():
-            return None
+        if trainer_seam.ends_now(trainer) or averaging.training_is_over(trainer) or self._is_over():
+            return
         self._control.settle(self._values, trainer.optimizers)
         epochs = trainer.current_epoch + 1
         due = epochs >= self.warmup_epochs and epochs % self.every_n_epochs == 0
         outcome = self._search.epoch_ends(trainer, due, logged)
         if outcome is None:
-            return None
+            return
         self.probe_steps_taken += outcome.probe_steps
         self.evaluations += outcome.evaluations
         if outcome.record is not None:
@@ -326,7 +325,8 @@ class DEOptCallback(Callback):
             self._control.write(self._values)
         if self._is_over():
             self._search.release()
-        return outcome.logged or None
+        if outcome.logged:
+            self._log(trainer.lightning_module, outcome.logged)
 
     def _log(self, module: pl.LightningModule, metrics: dict[str, float]) -> None:
         """Logs a generation and its values into the row of the epoch that has just ended."""

@@ -70,7 +70,7 @@ class LayerControl:
             Schedule.of(scheduler, owner, optimizers[owner]) if owner in chosen else Schedule(owner)
             for scheduler, owner in zip(schedulers, owners, strict=True)
         ]
-        self._hooks: list[RemovableHandle] = []
+        unknown: dict[int, str | None] = {}
         self.by_hand: list[int] = []
         self._warnings = WarningCache()
         self.splits: dict[int, GroupSplit] = {}
@@ -79,12 +79,15 @@ class LayerControl:
             split = split_param_groups(optimizer, module, layers, scheduled=under_schedule)
             regroup(vars(optimizer), split.user_index, len(split.user_options))
             of_this = [schedule for schedule in self._schedules if schedule.optimizer == index]
-            unknown = ", ".join(s.unknown for s in of_this if s.unknown) or None
-            self._hooks += apply_multipliers(optimizer, split, unknown) if under_schedule else []
+            unknown[index] = ", ".join(s.unknown for s in of_this if s.unknown) or None
             self.splits[index] = split
         for scheduler, schedule in zip(schedulers, self._schedules, strict=True):
             if (index := schedule.optimizer) in self.splits:
                 schedule.regroup(scheduler, optimizers[index], self.splits[index])
+        self._hooks: list[RemovableHandle] = []  # last, so that what is refused has none
+        for index, split in self.splits.items():
+            if split.scheduled:
+                self._hooks += apply_multipliers(optimizers[index], split, unknown[index])
         self.layer_names = _unique_names(self.splits)
         self.own_values = np.concatenate(
             [split.base_lr for split in self.splits.values()]

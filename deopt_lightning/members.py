@@ -12,7 +12,7 @@ import lightning.pytorch as pl
 import numpy as np
 from lightning.pytorch.utilities.rank_zero import WarningCache, rank_zero_info
 
-from deopt_lightning import averaging, other_callbacks, trainer_seam
+from deopt_lightning import averaging, trainer_seam
 from deopt_lightning.best_state import BestState
 from deopt_lightning.epoch_start import EpochStart, scheduled_options
 from deopt_lightning.evaluators.probe import Metrics, Probe, Score
@@ -71,7 +71,6 @@ class MemberSearch:
 
     def train_start(self, trainer: pl.Trainer) -> None:
         """Rebuilds the members of a resumed run, once the Trainer has restored its model."""
-        other_callbacks.watch(trainer)
         resumed, self._resumed = self._resumed, None
         if resumed is None:
             return

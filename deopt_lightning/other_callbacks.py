@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import ExitStack
 from typing import Any
 
 import lightning.pytorch as pl
@@ -29,25 +30,29 @@ _WATCHED = {  # and what they may change
 }
 
 
-def watch(trainer: pl.Trainer) -> None:
+def watch(trainer: pl.Trainer) -> Callable[[], None]:
     """Refuses what changes weights, gradients or batches, as soon as it does so.
 
     Lightning's own callbacks are known, and averages take part in members' steps.
 
     Args:
         trainer: A Trainer in `on_train_start`.
+
+    Returns:
+        What ends it, where a run is over before as many calls.
     """
-    averages = averages_of(trainer)
+    averages, looks = averages_of(trainer), ExitStack()
     for callback in trainer.callbacks:  # type: ignore[attr-defined]
         for name in _WATCHED if callback not in averages else ():
             hook = getattr(callback, name)
             module = getattr(getattr(hook, "__func__", hook), "__module__", None) or ""
             if not f"{module}.".startswith(_OURS_AND_LIGHTNINGS):
-                _look_at(callback, name, hook)
+                looks.callback(_look_at(callback, name, hook))
+    return looks.close
 
 
-def _look_at(callback: Any, name: str, hook: Callable[..., Any]) -> None:
-    """Puts a look at what has changed around the first calls of a hook."""
+def _look_at(callback: Any, name: str, hook: Callable[..., Any]) -> Callable[[], None]:
+    """Puts a look at what has changed around the first calls of a hook; returns what ends it."""
     own = {name: vars(callback)[name]} if name in vars(callback) else {}
     calls = 0
 
@@ -60,8 +65,7 @@ def _look_at(callback: Any, name: str, hook: Callable[..., Any]) -> None:
         result = hook(trainer, module, *args, **kwargs)
         after = _state(name, trainer, module, args)
         if calls == CALLS:
-            del vars(callback)[name]
-            vars(callback).update(own)
+            end()
         for what in before:
             if not _are_equal(before[what], after[what]):
                 raise MisconfigurationException(
@@ -73,7 +77,13 @@ def _look_at(callback: Any, name: str, hook: Callable[..., Any]) -> None:
                 )
         return result
 
+    def end() -> None:
+        if vars(callback).get(name) is looked_at:
+            del vars(callback)[name]
+            vars(callback).update(own)
+
     vars(callback)[name] = looked_at
+    return end
 
 
 def _state(
