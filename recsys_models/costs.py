@@ -168,7 +168,7 @@ def best_so_far(curves: list[list[Row]], mode: str) -> list[Row]:
             spent = Row(*costs, before.seconds + row.seconds, row.value, cpu)
             values = [each.value for each in (row, *joined[-1:]) if math.isfinite(each.value)]
             if values:
-                joined.append(spent._replace(value=better(values)))
+                joined.append(Row(*spent[:3], better(values), cpu))
         before = spent
     return joined
 
