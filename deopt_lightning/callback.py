@@ -245,7 +245,6 @@ class DEOptCallback(Callback):
         if trainer.state.fn == "fit" and not trainer.sanity_checking:
             if (trainer.current_epoch + 1) % self.every_n_epochs == 0:
                 Monitor(self.monitor, self.mode).check(trainer.callback_metrics)
-            # A validation that is gone on with is one of the batches that were left.
             self._validation.note(trainer, whole=self._resumed_rng is None)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -253,10 +252,11 @@ class DEOptCallback(Callback):
         if self._resumed_rng is not None:  # a resumed run that has trained nothing yet
             set_rng_state(self._resumed_rng)  # has drawn an epoch order that it will not use
             self._resumed_rng = None
-        if trainer.current_epoch <= self._last_epoch:
-            return  # with max_steps, Lightning ends a resumed epoch once more
-        self._end_epoch(trainer)
-        self._last_epoch = trainer.current_epoch
+        # Lightning may end a resumed epoch once more, and a signal may cut a generation.
+        while self._last_epoch < trainer.current_epoch:
+            with self._maker.signals.held():
+                self._end_epoch(trainer)
+                self._last_epoch = trainer.current_epoch
 
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]

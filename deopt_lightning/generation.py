@@ -23,6 +23,7 @@ from deopt_lightning.direct_validation import DirectValidation, can_validate, eq
 from deopt_lightning.epoch_start import scheduler_parts_of
 from deopt_lightning.evaluator_choice import EvaluatorName, choose_vectorised
 from deopt_lightning.evaluators.probe import Metrics, Monitor, Probe
+from deopt_lightning.held_signals import HeldSignals
 from deopt_lightning.placement import too_many_copies
 from deopt_lightning.progress import generation_progress
 from deopt_lightning.rank_sharing import RankSharing
@@ -69,6 +70,7 @@ class ProbeMaker:
         schedules: Whether LR schedules that go on at each step do so in probes, which are epochs.
 
     Attributes:
+        signals: Wait while a generation runs.
         workers: Number of processes, once that is known.
         decisions: Whether candidates are ``"vectorised"``, steps ``"compiled"``, and copies of
             states ``"on_cpu"``; None before that is decided. A resumed run is told what was.
@@ -101,6 +103,7 @@ class ProbeMaker:
         self._passes_left = passes_left
         self._generations = 0
         self._step: CompiledStep | None = None
+        self.signals = HeldSignals()
         self.workers = 0
         names = ("vectorised", "compiled", "on_cpu")
         self.decisions: dict[str, bool | None] = dict.fromkeys(names)
@@ -110,7 +113,7 @@ class ProbeMaker:
     def probing(
         self, trainer: pl.Trainer, batches: Batches, start: Snapshot, expected: int
     ) -> Iterator[tuple[Probe, Callable[[], None]]]:
-        """A probe on the batches, in quiet loops, and a function that moves the progress bar.
+        """A probe on the batches, in quiet loops, and a function to call after each candidate.
 
         Args:
             trainer: A Trainer in `on_train_epoch_end`.
@@ -134,7 +137,13 @@ class ProbeMaker:
             train = direct if self._direct else loops.train
             evaluate = DirectValidation(loops) if self._direct_validation else loops.validate
             tried = self._generations > 1
-            yield Probe(loops, train, evaluate, self.monitor, tried), advance
+
+            def scored() -> None:
+                advance()
+                if trainer.world_size == 1:  # else others would wait for this process
+                    self.signals.check()
+
+            yield Probe(loops, train, evaluate, self.monitor, tried), scored
 
     @property
     def snapshot_device(self) -> str | None:

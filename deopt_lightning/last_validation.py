@@ -20,7 +20,7 @@ class LastValidation:
         self._logged: Metrics | None = None  # of one before a resume, or cut by it, nothing is left
 
     def note(self, trainer: pl.Trainer, *, whole: bool) -> None:
-        """Notes what a validation that ends has logged, unless it lacks batches."""
+        """Notes what a validation that ends has logged; of a resumed one some batches may lack."""
         self.step = trainer.global_step
         self._logged = dict(trainer.callback_metrics) if whole else None
 

@@ -37,6 +37,7 @@ FLOORS = [
     ],
     [
         "averaging",
+        "held_signals",
         "replay",
         "other_callbacks",
         "quiet",

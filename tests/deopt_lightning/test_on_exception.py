@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from functools import cache
 from inspect import signature
 from pathlib import Path
@@ -9,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from lightning.fabric.plugins.environments import SLURMEnvironment
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint, OnExceptionCheckpoint
 
 from deopt_lightning import DEOptCallback
@@ -50,6 +53,12 @@ class WhileValidating(Interrupted):
         super().validation_step(batch, batch_idx, dataloader_idx)
 
 
+class Terminated(WhileTraining):
+    def interrupt(self, here: bool) -> None:
+        if here and self.trainer.current_epoch == self.epoch:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
 class AtTheLastEnd(WhileTraining):
     epoch = 3
 
@@ -88,6 +97,7 @@ def interrupted(folder: Path, callbacks: list[Any], model: Any, **options: Any) 
         ("population", WhileValidating, False),
         ("population", WhileValidating, True),
         ("population", AtTheLastEnd, False),
+        ("population", Terminated, False),
         ("weights", WhileTraining, False),
         ("weights", WhileComparing, True),
         ("weights", WhileValidating, False),
@@ -122,3 +132,59 @@ def test_a_run_without_the_callback_goes_on_from_it(tmp_path: Path) -> None:
     path = interrupted(tmp_path, [DEOptCallback("val_loss")], WhileTraining)
     _, trainer = fit(tmp_path / "resumed", ckpt_path=path)
     assert (trainer.current_epoch, trainer.global_step) == (3, 36)
+
+
+class Requeued(Interrupted):
+    """SLURM says that the job's time is over, while an epoch's end is under way."""
+
+    times = 0  # of the class, since a generation restores a module's own
+
+    def interrupt(self, here: bool) -> None:
+        if here and self.trainer.current_epoch == self.epoch and not Requeued.times:
+            Requeued.times += 1
+            os.kill(os.getpid(), signal.SIGUSR1)
+
+
+class RequeuedInTraining(Requeued, WhileTraining): ...
+
+
+class RequeuedInComparison(Requeued, WhileComparing): ...
+
+
+class RequeuedInValidation(Requeued, WhileValidating): ...
+
+
+@pytest.mark.parametrize(
+    ("carry", "model"),
+    [
+        ("population", RequeuedInTraining),
+        ("population", RequeuedInComparison),
+        ("population", RequeuedInValidation),
+        ("weights", RequeuedInTraining),
+        ("hyperparameters", RequeuedInComparison),
+    ],
+)
+def test_a_requeued_job_goes_on_bit_for_bit(
+    carry: str,
+    model: type[TinyModel],
+    unbroken: Any,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The signal's handler writes the checkpoint; nothing stops the run that has been told."""
+    monkeypatch.setattr(Requeued, "times", 0)
+    for name, value in {"JOB_ID": 7, "NTASKS": 1, "PROCID": 0, "LOCALID": 0, "NODEID": 0}.items():
+        monkeypatch.setenv(f"SLURM_{name}", str(value))
+    weights, state = unbroken(carry, False)
+    for path, build in {None: model, str(tmp_path / "hpc_ckpt_1.ckpt"): TinyModel}.items():
+        callback = make_callback(carry=carry)
+        fitted, _ = fit(
+            tmp_path,
+            [callback],
+            model=build,
+            ckpt_path=path,
+            plugins=[SLURMEnvironment(auto_requeue=True)],
+            **EPOCHS,
+        )
+        assert comparable(callback) == state
+        assert same_state(fitted.state_dict(), weights)
