@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
 from itertools import islice
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import lightning.pytorch as pl
 import torch
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_warn
 from torch import Tensor
@@ -41,8 +39,7 @@ class Choice(NamedTuple):
 
 
 def choose_steps(
-    trainer: pl.Trainer,
-    batches: Sequence[Any],
+    direct: DirectSteps,
     start: Snapshot,
     steps_left: float,
     *,
@@ -54,8 +51,7 @@ def choose_steps(
     Costs some tens of steps, and a compilation if that is likely to pay.
 
     Args:
-        trainer: A Trainer that can take direct steps, in `on_train_epoch_end`.
-        batches: A generation's batches.
+        direct: Direct steps on a generation's batches, in `on_train_epoch_end`.
         start: The state to start from, which is restored.
         steps_left: How many steps the probes of the rest of the run will take.
         processes: How many processes share them out, each with one thread; 0 for none.
@@ -63,11 +59,11 @@ def choose_steps(
     """
     if decided is False:
         return Choice(None)
-    if (reason := why_no_function(trainer)) is not None:
+    if (reason := why_no_function(direct.trainer)) is not None:
         return _cannot(reason)
-    first = shape_of(batches[0])
-    alike = list(islice((b for b in batches if shape_of(b) == first), _TIMED_STEPS))
-    steps = DirectSteps(trainer, alike)
+    first = shape_of(direct.batches[0])
+    alike = list(islice((b for b in direct.batches if shape_of(b) == first), _TIMED_STEPS))
+    steps = DirectSteps(direct.trainer, alike)
     with threads(1 if processes > 1 else torch.get_num_threads()):
         eager = _seconds_each(steps, start)
         left = steps_left / max(1, processes)

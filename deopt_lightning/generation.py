@@ -234,8 +234,7 @@ class ProbeMaker:
             self.workers = 0
         elif self._compile_steps and self._direct:
             self._step, self.compile_seconds = choose_steps(
-                trainer,
-                direct.batches,
+                direct,
                 start,
                 self._passes_left(trainer) * len(direct.batches),
                 processes=self.workers,
