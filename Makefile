@@ -7,7 +7,7 @@ SETUP := .venv/.ready
 OLDEST := .venv-oldest/.ready
 # The tests of what the callback does inside a Trainer, which depends on versions most.
 CORE := $(addprefix tests/deopt_lightning/test_, best_state.py callback.py divergence.py guests.py \
-	lr_schedule.py members.py member_batches.py models.py param_groups.py probing.py refusals.py \
+	lr_schedule.py lrs_by_hand.py members.py member_batches.py models.py param_groups.py probing.py refusals.py \
 	resume.py snapshot.py transparency.py)
 
 .PHONY: demo test test-oldest lint clean
