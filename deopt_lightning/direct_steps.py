@@ -25,8 +25,10 @@ from deopt_lightning.averaging import averages_of
 from deopt_lightning.compatibility import overrides
 from deopt_lightning.compiled_steps import CompiledStep
 from deopt_lightning.quiet import muted
-from deopt_lightning.snapshot import Snapshot
-from deopt_lightning.trainer_seam import ProbeLoops
+from deopt_lightning.random_state import rng_state
+from deopt_lightning.replay import Redrawn, arrays_of, copy_batch
+from deopt_lightning.snapshot import Snapshot, same_values
+from deopt_lightning.trainer_seam import ProbeLoops, begin_steps
 
 TRANSFER_HOOKS = (
     "on_before_batch_transfer",
@@ -44,6 +46,7 @@ _HOOKS = (  # those that Lightning's loops call in a training step and these ste
     "optimizer_step",
 )
 _CHECKED_STEPS = 2
+Left = tuple[list[Tensor], dict[str, Any]]
 
 
 class DirectSteps:
@@ -80,6 +83,7 @@ class DirectSteps:
         window, last = trainer.accumulate_grad_batches, len(self.batches) - 1
         (optimizer,) = trainer.optimizers
         optimizer.zero_grad()
+        taken = begin_steps(trainer)
         on_cpu = trainer.strategy.root_device.type == "cpu"  # where loaders leave batches
         if self.compiled is not None:
             self.compiled.begin()
@@ -94,6 +98,7 @@ class DirectSteps:
                     clear = index % window == 0
                     backward = self._backward(batch, index, window, clear=clear, clip=steps)
                     loss = optimizer.step(backward) if steps else backward()
+                taken.completed += steps
                 for config in self._stepwise if steps else ():
                     if (index + 1) % config.frequency == 0:
                         module.lr_scheduler_step(config.scheduler, None)
@@ -106,7 +111,7 @@ class DirectSteps:
         trainer, module = self.trainer, self.trainer.lightning_module
         (optimizer,) = trainer.optimizers
 
-        def backward() -> Tensor:
+        def backward() -> Tensor | None:
             loss = self.gradient(batch, index, window, clear=clear)
             if clip:
                 value, kind = trainer.gradient_clip_val, trainer.gradient_clip_algorithm
@@ -115,8 +120,8 @@ class DirectSteps:
 
         return backward
 
-    def gradient(self, batch: Any, index: int, window: int, *, clear: bool) -> Tensor:
-        """Adds a batch's share of the gradient; returns the loss.
+    def gradient(self, batch: Any, index: int, window: int, *, clear: bool) -> Tensor | None:
+        """Adds a batch's share of the gradient; returns the loss, None where there is none.
 
         Args:
             batch: The batch, on the device.
@@ -126,9 +131,11 @@ class DirectSteps:
         """
         trainer = self.trainer
         with trainer.precision_plugin.train_step_context():
-            loss: Tensor = trainer.lightning_module.training_loss(batch)  # type: ignore[operator]
+            loss: Tensor | None = trainer.lightning_module.training_loss(batch)  # type: ignore[operator]
         if clear:
             trainer.optimizers[0].zero_grad()
+        if loss is None:  # the module leaves the batch out
+            return None
         (loss / window if window > 1 else loss).backward()  # type: ignore[no-untyped-call]
         return loss.detach()
 
@@ -176,24 +183,54 @@ def why_overridden(trainer: pl.Trainer, hooks: Sequence[str]) -> str | None:
 
 
 def equals_loops(loops: ProbeLoops, direct: DirectSteps, start: Snapshot) -> bool:
-    """Whether the first few steps end with the very same weights both ways.
+    """Whether the first few steps leave the same both ways, and their batches as they are.
+
+    A step may note something of its own beside, such as a sum of losses to log.
 
     Args:
         loops: Quiet loops with the batches of a generation.
         direct: Direct steps with the same batches.
         start: The state to start from, which is restored.
     """
-    count = _CHECKED_STEPS * direct.trainer.accumulate_grad_batches
-    few = DirectSteps(direct.trainer, direct.batches[:count], schedules=direct.schedules)
-    batches, loops.batches = loops.batches, loops.batches[:count]
+    trainer, batches = direct.trainer, loops.batches
+    count = _CHECKED_STEPS * trainer.accumulate_grad_batches
+    redrawn = batches.first(count) if isinstance(batches, Redrawn) else None
+    few = redrawn or batches[:count]
+    own = redrawn or list(map(copy_batch, few))
     try:
-        ends = []
-        for train in (loops.train, few):
-            start.restore()
-            train()
-            weights = [p.detach().clone() for p in direct.trainer.lightning_module.parameters()]
-            ends.append([*weights, torch.get_rng_state()])
+        loops.batches = few
+        start.restore()
+        loops.train()
+        expected = left_by(trainer)
+        start.restore()
+        try:
+            DirectSteps(trainer, own, schedules=direct.schedules)()
+        except Exception:  # of a method of that name that is made for something else
+            return False
+        return same_left(expected, left_by(trainer)) and _same_arrays(few, own)
     finally:
         loops.batches = batches
         start.restore()
-    return all(map(torch.equal, *ends))
+
+
+def left_by(trainer: pl.Trainer) -> Left:
+    """Weights, buffers and states of random generators, which steps and validation change."""
+    module, random = trainer.lightning_module, rng_state()
+    tensors = [*module.parameters(), *module.buffers(), random.pop("torch"), *random.pop("cuda")]
+    return [tensor.detach().clone() for tensor in tensors], random
+
+
+def same_left(one: Left, other: Left) -> bool:
+    """Whether two ways have left the same."""
+    (tensors, random), (others, random_then) = one, other
+    alike = len(tensors) == len(others) and all(map(same_values, tensors, others))
+    return alike and random == random_then
+
+
+def _same_arrays(one: Any, other: Any) -> bool:
+    pairs = zip(arrays_of(one), arrays_of(other), strict=True)
+    return all(
+        same_values(left, right)
+        for left, right in pairs
+        if isinstance(left, Tensor) and left.layout is torch.strided
+    )

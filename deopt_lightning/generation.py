@@ -133,6 +133,7 @@ class ProbeMaker:
             self._generations += 1
             if self._generations.bit_count() == 1:  # the 1st, 2nd, 4th, 8th ...
                 self._check_validation(trainer, loops, start)
+            trainer_seam.begin_steps(trainer)
             direct.compiled = self._step
             train = direct if self._direct else loops.train
             evaluate = DirectValidation(loops) if self._direct_validation else loops.validate

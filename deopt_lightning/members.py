@@ -129,7 +129,7 @@ class MemberSearch:
             batches = self._batches(trainer)
             end.random.restore()
             with self._maker.probing(trainer, batches, end, len(others)) as (probe, advance):
-                probe.loops.progress = self._epoch_start.progress
+                probe.loops.epoch_loop.begins_at = self._epoch_start.progress
                 end.restore()
                 results[self._leader] = _Result(
                     HeldState(end), _score_of_leader(probe, logged, due)

@@ -62,6 +62,10 @@ class Redrawn(Sequence[Any]):
             return list(islice(self, index.start, index.stop, index.step))
         return next(islice(self, index, None))
 
+    def first(self, count: int) -> Redrawn:
+        """The first of them, which are drawn anew as well."""
+        return Redrawn(self._draw, min(count, len(self)))
+
 
 class Record:
     """Copies of batches that are kept one after the other, until they are too many.

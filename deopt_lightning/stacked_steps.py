@@ -22,6 +22,7 @@ from deopt_lightning.evaluators.probe import Probe
 from deopt_lightning.lr_schedule import effective_lr
 from deopt_lightning.pure_steps import Trained, loss_of, trained, why_no_function
 from deopt_lightning.random_state import set_torch_rng_state, torch_rng_state
+from deopt_lightning.trainer_seam import begin_steps
 from deopt_lightning.update_rules import NUMBERS
 
 Options = dict[str, Any]
@@ -53,6 +54,7 @@ class StackedSteps:
             prepare: Puts the module, the optimizer and the random generators where the member of
                 that index starts; all have the same generators' state.
         """
+        steps = begin_steps(self._trainer)
         with torch.no_grad():
             members = [self._member(prepare, index) for index in range(count)]
             weights = [torch.stack(column) for column in zip(*(m[0] for m in members), strict=True)]
@@ -66,6 +68,7 @@ class StackedSteps:
                 batch = self._trainer.strategy.batch_to_device(kept)
                 gradients, _ = gradient(weights, batch)
                 self._update(weights, gradients, states, row)
+                steps.completed += 1
         self._weights, self._states = weights, states
         self._taken = [m[3] for m in members]
         self._random = torch_rng_state(weights[0].device)

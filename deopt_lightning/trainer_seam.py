@@ -44,7 +44,6 @@ class ProbeLoops:
     Attributes:
         trainer: The Trainer.
         batches: What `train` trains on.
-        progress: Counts of optimizer steps that `train` starts from, see `step_counts`.
         schedules: Whether LR schedules go on at each step of `train`.
         plain: Whether the run validates averaged weights, but the average took in none of the
             last training's steps, so that the plain weights are validated.
@@ -55,7 +54,6 @@ class ProbeLoops:
     ) -> None:
         self.trainer = trainer
         self.batches = batches
-        self.progress = step_counts(trainer)
         self.plain = False
         self._averages = averaging.averages_of(trainer)
         self._metrics_before = dict(trainer._logger_connector._callback_metrics)
@@ -64,6 +62,7 @@ class ProbeLoops:
             c.interval == "step" for c in trainer.lr_scheduler_configs
         )
         self.epoch_loop = _probe_loop_class(type(self.main), self.schedules)(trainer)
+        self.epoch_loop.begins_at = step_counts(trainer)
         _share_validation_data(self.main.val_loop, self.epoch_loop.val_loop, trainer)
         if limit is not None:
             limited = self.epoch_loop.val_loop._max_batches
@@ -73,9 +72,7 @@ class ProbeLoops:
         """Trains on the batches."""
         trainer, loop = self.trainer, self.epoch_loop
         updates = averaging.updates_of(self._averages)
-        # Checkpoints of earlier versions have no count of batches.
-        for progress, counts in zip(_step_progress(loop), self.progress, strict=False):
-            progress.load_state_dict(deepcopy(counts))
+        begin_steps(trainer)
         fetcher = _PrefetchDataFetcher()
         fetcher.setup(CombinedLoader(Replay(self.batches), "max_size_cycle"))
         iter(fetcher)
@@ -157,6 +154,7 @@ def quiet_loops(
             for name in _METRICS:
                 setattr(connector, name, {})
             trainer.fit_loop.epoch_loop = loops.epoch_loop
+            begin_steps(trainer)
             yield loops
     finally:
         trainer.fit_loop.epoch_loop = main
@@ -172,6 +170,15 @@ def quiet_loops(
 def step_counts(trainer: pl.Trainer) -> list[dict[str, Any]]:
     """The Trainer's counts of optimizer steps, and so `trainer.global_step`, and of batches."""
     return [dict(part.state_dict()) for part in _step_progress(trainer.fit_loop.epoch_loop)]
+
+
+def begin_steps(trainer: Any) -> Any:
+    """Lets `trainer.global_step`, in quiet loops, be what training starts from; its counter."""
+    loop = trainer.fit_loop.epoch_loop
+    # Checkpoints of earlier versions have no count of batches.
+    for progress, counts in zip(_step_progress(loop), getattr(loop, "begins_at", ()), strict=False):
+        progress.load_state_dict(deepcopy(counts))
+    return loop.automatic_optimization.optim_progress.optimizer.step.total
 
 
 def _step_progress(loop: Any) -> list[Any]:

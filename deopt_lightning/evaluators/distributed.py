@@ -57,8 +57,8 @@ class AloneSteps(DirectSteps):
         self.random = list(self._start)
         super().__call__()
 
-    def gradient(self, batch: Any, index: int, window: int, *, clear: bool) -> Tensor:
-        """Adds all ranks' shares of the gradient; returns their mean loss."""
+    def gradient(self, batch: Any, index: int, window: int, *, clear: bool) -> Tensor | None:
+        """Adds all ranks' shares of the gradient; returns their mean loss, if any."""
         strategy, count = self.trainer.strategy, len(self._by_rank)
         losses = []
         for rank, batches in enumerate(self._by_rank):
@@ -66,7 +66,8 @@ class AloneSteps(DirectSteps):
             set_torch_rng_state(self.random[rank], strategy.root_device)
             losses.append(super().gradient(part, index, window * count, clear=clear and rank == 0))
             self.random[rank] = torch_rng_state(strategy.root_device)
-        return torch.stack(losses).mean()
+        found = [loss for loss in losses if loss is not None]
+        return torch.stack(found).mean() if found else None
 
 
 @dataclass(frozen=True)

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import threading
 import warnings
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import lightning as L
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, default_collate
 
 from deopt_lightning import DEOptCallback, generation
 from tests.tiny import fit, same_state, tiny_data
@@ -52,6 +55,32 @@ class Clamps(Pure):
 class EndsEarly(Pure):
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> int | None:
         return -1 if batch_idx == 7 else None
+
+
+class CountsSteps(Pure):
+    """Its loss, its hooks and its validation go by how many steps there have been."""
+
+    def training_loss(self, batch: Any) -> Tensor:
+        return super().training_loss(batch) * (10 if self.global_step < 20 else 1)
+
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        if self.global_step % 5 == 0:
+            for parameter in self.parameters():
+                parameter.data.mul_(0.9)
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        self.log("val_loss", self.global_step * super().training_loss(batch))
+
+
+class LeavesBatchesOut(Pure):
+    def training_loss(self, batch: Any) -> Tensor | None:
+        return None if batch[0][0, 0] > 0.5 else super().training_loss(batch)
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor | None:
+        return self.training_loss(batch)
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        self.log("val_loss", super().training_loss(batch))
 
 
 class ClipsItself(Pure):
@@ -99,6 +128,9 @@ def was_direct(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
         (Clamps, {}),
         (EndsEarly, {}),
         (ClipsItself, {}),
+        (CountsSteps, {}),
+        (CountsSteps, {"accumulate_grad_batches": 5}),
+        (LeavesBatchesOut, {}),
     ],
 )
 def test_direct_steps_change_no_bit_of_a_run(
@@ -123,14 +155,100 @@ class Lies(Pure):
         return 2 * super().training_step(batch, batch_idx) + 0.1 * self.net[0].weight.sum()
 
 
+class KeepsAverage(Pure):
+    """Validation needs what the step leaves in a buffer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("average", torch.ones(1))
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        self.average.lerp_(batch[1].abs().mean(), 0.1)
+        return super().training_step(batch, batch_idx)
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        self.log("val_loss", self.average * self.training_loss(batch))
+
+
+class DrawsInStep(Pure):
+    """Validation draws on from where the steps left NumPy's generator."""
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        np.random.rand()
+        return super().training_step(batch, batch_idx)
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        self.log("val_loss", self.training_loss(batch) * (1 + np.random.rand()))
+
+
+class ChangesBatches(Pure):
+    def training_loss(self, batch: Any) -> Tensor:
+        batch[0].mul_(1.5)
+        return super().training_loss(batch)
+
+
+class OfPredictions(Pure):
+    """Has a method of that name for something else."""
+
+    def training_loss(self, prediction: Tensor, y: Tensor) -> Tensor:  # type: ignore[override]
+        return nn.functional.mse_loss(prediction, y)
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        return self.training_loss(self.net(batch[0]), batch[1])
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        self.log("val_loss", self.training_step(batch, 0))
+
+
+class ReturnsDict(Pure):
+    def training_loss(self, batch: Any) -> Any:
+        return {"loss": super().training_loss(batch)}
+
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        return self.training_loss(batch)
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        self.log("val_loss", super().training_loss(batch))
+
+
+@pytest.mark.parametrize(
+    "model",
+    [Lies, KeepsAverage, DrawsInStep, ChangesBatches, OfPredictions, ReturnsDict],
+)
 def test_a_training_loss_that_is_not_the_steps_is_found_out(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    model: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     taken = was_direct(monkeypatch)
     callback = DEOptCallback("val_loss", population_size=4)
     with pytest.warns(UserWarning, match="does not train as training_step does"):
-        fit(tmp_path, [callback], model=Lies, max_epochs=2)
+        module, _ = fit(tmp_path / "1", [callback], model=model, max_epochs=2)
     assert taken == [False, False]
+    by_loops = DEOptCallback("val_loss", population_size=4, direct_steps=False)
+    other, _ = fit(tmp_path / "2", [by_loops], model=model, max_epochs=2)
+    assert same_state(module.state_dict(), other.state_dict())
+
+
+class Locked:
+    """A batch that holds what cannot be copied."""
+
+    def __init__(self, parts: list[Tensor]) -> None:
+        self.parts, self.lock = parts, threading.Lock()
+
+    def __iter__(self) -> Any:
+        return iter(self.parts)
+
+
+def test_direct_steps_are_compared_on_batches_that_cannot_be_copied(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def locked(pairs: Any) -> Locked:
+        return Locked(default_collate(pairs))
+
+    taken = was_direct(monkeypatch)
+    train = DataLoader(tiny_data(), batch_size=8, collate_fn=locked)
+    callback = DEOptCallback("val_loss", population_size=4)
+    fit(tmp_path, [callback], model=Pure, train=train, max_epochs=2)
+    assert taken == [True, True]
 
 
 class OwnBackward(Pure):

@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from lightning.pytorch.callbacks import EarlyStopping
@@ -124,11 +125,24 @@ class Exaggerates(SaysMetrics):
         return {k: v * (1 + 1e-6) for k, v in super().validation_metrics(batches).items()}
 
 
+class OfPredictions(SaysMetrics):
+    """Has a method of that name for something else."""
+
+    def validation_metrics(self, prediction: Any, y: Any) -> Any:  # type: ignore[override]
+        return None
+
+
 class DrawsMore(SaysMetrics):
     def validation_metrics(self, batches: Iterable[Any]) -> dict[str, Tensor]:
         metrics = super().validation_metrics(batches)
         torch.rand(1)
         return metrics
+
+
+class DrawsMoreOfNumPy(SaysMetrics):
+    def validation_metrics(self, batches: Iterable[Any]) -> dict[str, Tensor]:
+        np.random.rand()
+        return super().validation_metrics(batches)
 
 
 class LogsInHook(SaysMetrics):
@@ -159,7 +173,17 @@ class Counts(SaysMetrics):
 
 
 @pytest.mark.parametrize(
-    "model", [LeavesOut, Exaggerates, DrawsMore, LogsInHook, SwapsWeights, Counts]
+    "model",
+    [
+        LeavesOut,
+        Exaggerates,
+        DrawsMore,
+        DrawsMoreOfNumPy,
+        OfPredictions,
+        LogsInHook,
+        SwapsWeights,
+        Counts,
+    ],
 )
 def test_metrics_that_are_not_those_of_the_validation_are_found_out(
     model: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
