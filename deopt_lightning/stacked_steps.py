@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from itertools import chain
 from typing import Any
 
 import lightning.pytorch as pl
@@ -40,9 +41,8 @@ class StackedSteps:
         self._trainer = trainer
         self._batches = batches
         (self._optimizer,) = trainer.optimizers
-        module = trainer.lightning_module
-        self._parts = trained(module, self._optimizer)
-        self._loss = loss_of(module, [part.name for part in self._parts])
+        self._module = trainer.lightning_module
+        self._parts = trained(self._module, self._optimizer)
         # Where the optimizer keeps its step counts; members may not have stepped yet.
         self._steps = [self._optimizer.state[part.parameter].get("step") for part in self._parts]
 
@@ -56,17 +56,28 @@ class StackedSteps:
         """
         steps = begin_steps(self._trainer)
         with torch.no_grad():
-            members = [self._member(prepare, index) for index in range(count)]
+            members = []
+            others: list[dict[str, Tensor]] = []
+            for index in range(count):
+                members.append(self._member(prepare, index))
+                others.append(self._others(*others[:1]))
             weights = [torch.stack(column) for column in zip(*(m[0] for m in members), strict=True)]
             states = [
                 [torch.stack(tensors) for tensors in zip(*of_members, strict=True)]
                 for of_members in zip(*(m[1] for m in members), strict=True)
             ]
             numbers = self._numbers([m[2] for m in members], [m[3] for m in members])
-            gradient = vmap(grad_and_value(self._loss), in_dims=(0, None), randomness="same")
+            own = [n for n, first in others[0].items() if any(o[n] is not first for o in others)]
+            fixed = [torch.stack([other[name] for other in others]) for name in own]
+            loss = loss_of(self._module, [part.name for part in self._parts] + own)
+            gradient = vmap(
+                grad_and_value(lambda weights, fixed, batch: loss([*weights, *fixed], batch)),
+                in_dims=(0, 0, None),
+                randomness="same",
+            )
             for row, kept in zip(numbers, self._batches, strict=True):
                 batch = self._trainer.strategy.batch_to_device(kept)
-                gradients, _ = gradient(weights, batch)
+                gradients, _ = gradient(weights, fixed, batch)
                 self._update(weights, gradients, states, row)
                 steps.completed += 1
         self._weights, self._states = weights, states
@@ -105,6 +116,20 @@ class StackedSteps:
             options.append({**part.group, "lr": effective_lr(part.group), "params": None})
             taken.append(float(entries.get("step", 0)))
         return weights, states, options, taken
+
+    def _others(self, first: dict[str, Tensor] | None = None) -> dict[str, Tensor]:
+        """Frozen weights and buffers; those of the first member, where they are equal.
+
+        Args:
+            first: The first member's.
+        """
+        names = {part.name for part in self._parts}
+        live = chain(self._module.named_parameters(), self._module.named_buffers())
+        return {
+            name: first[name] if first and torch.equal(first[name], tensor) else tensor.clone()
+            for name, tensor in live
+            if name not in names
+        }
 
     def _numbers(
         self, options: Sequence[Sequence[Options]], taken: Sequence[Sequence[float]]

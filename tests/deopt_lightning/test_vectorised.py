@@ -152,6 +152,34 @@ def test_random_numbers_of_a_members_weights_shape_are_its_own_too(tmp_path: Pat
     assert_equal_but_for_rounding(*ways)
 
 
+class FreezesLater(Pure):
+    """From its third epoch on, members have frozen weights and a buffer of their own."""
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self.register_buffer("scale", torch.tensor(1.0))
+
+    def on_train_epoch_start(self) -> None:
+        self.net[0].requires_grad_(self.current_epoch < 2)
+
+    def on_validation_start(self) -> None:
+        self.scale.fill_(float(self.net[3].weight.detach().norm()))
+
+    def training_loss(self, batch: Any) -> Tensor:
+        return self.scale * super().training_loss(batch)
+
+
+def test_frozen_weights_and_buffers_are_each_members_own(
+    tmp_path: Path, stacked: list[int]
+) -> None:
+    ways = [
+        run(tmp_path / way, FreezesLater, way, carry="population", max_epochs=4)
+        for way in ("vectorised", "sequential")
+    ]
+    assert_equal_but_for_rounding(*ways)
+    assert len(stacked) == 5
+
+
 def test_on_a_cpu_auto_is_sequential_without_a_word(tmp_path: Path, stacked: list[int]) -> None:
     with warnings.catch_warnings():
         warnings.filterwarnings("error", message="DEOptCallback")
