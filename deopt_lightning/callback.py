@@ -12,7 +12,7 @@ import numpy as np
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
-from deopt_lightning import averaging, compatibility, other_callbacks, trainer_seam
+from deopt_lightning import averaging, compatibility, other_callbacks, step_counts, trainer_seam
 from deopt_lightning.differential_evolution import Strategy
 from deopt_lightning.evaluators.probe import Monitor
 from deopt_lightning.last_validation import LastValidation
@@ -265,7 +265,7 @@ class DEOptCallback(Callback):
         if self._search is not None and "optimizer_states" in checkpoint:
             self._control.to_user_layout(checkpoint)
             if self._last_epoch < trainer.current_epoch:  # as by an exception in a generation
-                trainer_seam.end_epoch_again(checkpoint)
+                step_counts.end_epoch_again(checkpoint)
 
     def state_dict(self) -> dict[str, Any]:
         """Search, history and random state, in types that a safe `torch.load` accepts."""

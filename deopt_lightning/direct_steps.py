@@ -28,7 +28,8 @@ from deopt_lightning.quiet import muted
 from deopt_lightning.random_state import rng_state
 from deopt_lightning.replay import Redrawn, arrays_of, copy_batch
 from deopt_lightning.snapshot import Snapshot, same_values
-from deopt_lightning.trainer_seam import ProbeLoops, begin_steps
+from deopt_lightning.step_counts import begin_steps
+from deopt_lightning.trainer_seam import ProbeLoops
 
 TRANSFER_HOOKS = (
     "on_before_batch_transfer",

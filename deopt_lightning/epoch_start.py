@@ -14,7 +14,8 @@ from deopt_lightning.param_groups import set_option
 from deopt_lightning.random_state import RandomState
 from deopt_lightning.rank_exchange import gather_ranks
 from deopt_lightning.snapshot import SCHEDULED_OPTIONS
-from deopt_lightning.trainer_seam import loader_generators, step_counts
+from deopt_lightning.step_counts import step_counts
+from deopt_lightning.trainer_seam import loader_generators
 
 
 @dataclass(frozen=True)

@@ -29,6 +29,7 @@ from deopt_lightning.progress import generation_progress
 from deopt_lightning.rank_sharing import RankSharing
 from deopt_lightning.replay import KEPT_BYTES, Batches, Redrawn
 from deopt_lightning.snapshot import Snapshot
+from deopt_lightning.step_counts import begin_steps
 from deopt_lightning.trainer_seam import ProbeLoops
 from deopt_lightning.workers import worker_count
 
@@ -133,7 +134,7 @@ class ProbeMaker:
             self._generations += 1
             if self._generations.bit_count() == 1:  # the 1st, 2nd, 4th, 8th ...
                 self._check_validation(trainer, loops, start)
-            trainer_seam.begin_steps(trainer)
+            begin_steps(trainer)
             direct.compiled = self._step
             train = direct if self._direct else loops.train
             evaluate = DirectValidation(loops) if self._direct_validation else loops.validate

@@ -23,7 +23,7 @@ from deopt_lightning.evaluators.probe import Probe
 from deopt_lightning.lr_schedule import effective_lr
 from deopt_lightning.pure_steps import Trained, loss_of, trained, why_no_function
 from deopt_lightning.random_state import set_torch_rng_state, torch_rng_state
-from deopt_lightning.trainer_seam import begin_steps
+from deopt_lightning.step_counts import begin_steps
 from deopt_lightning.update_rules import NUMBERS
 
 Options = dict[str, Any]

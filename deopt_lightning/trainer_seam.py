@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from copy import deepcopy
 from itertools import islice
 from typing import Any
 
@@ -29,6 +28,7 @@ from deopt_lightning.param_groups import GroupSplit
 from deopt_lightning.quiet import QuietLogger, deaf, muted
 from deopt_lightning.random_state import Generator, generators_of
 from deopt_lightning.replay import Batches, Record, Replay
+from deopt_lightning.step_counts import begin_steps, step_counts
 
 _METRICS = ("_progress_bar_metrics", "_logged_metrics", "_callback_metrics")
 _CONNECTOR_STATE = (*_METRICS, "_current_fx", "_first_loop_iter")
@@ -167,26 +167,6 @@ def quiet_loops(
             optimizer.zero_grad(set_to_none=True)
 
 
-def step_counts(trainer: pl.Trainer) -> list[dict[str, Any]]:
-    """The Trainer's counts of optimizer steps, and so `trainer.global_step`, and of batches."""
-    return [dict(part.state_dict()) for part in _step_progress(trainer.fit_loop.epoch_loop)]
-
-
-def begin_steps(trainer: Any) -> Any:
-    """Lets `trainer.global_step`, in quiet loops, be what training starts from; its counter."""
-    loop = trainer.fit_loop.epoch_loop
-    # Checkpoints of earlier versions have no count of batches.
-    for progress, counts in zip(_step_progress(loop), getattr(loop, "begins_at", ()), strict=False):
-        progress.load_state_dict(deepcopy(counts))
-    return loop.automatic_optimization.optim_progress.optimizer.step.total
-
-
-def _step_progress(loop: Any) -> list[Any]:
-    """Where an epoch loop counts optimizer steps, automatic and manual ones, and batches."""
-    automatic, manual = loop.automatic_optimization, loop.manual_optimization
-    return [automatic.optim_progress, manual.optim_step_progress, loop.batch_progress]
-
-
 def ends_now(trainer: Any) -> bool:
     """Whether no epoch follows this one, apart from the limits that the Trainer was given."""
     return bool(trainer.fast_dev_run or (trainer.should_stop and trainer.fit_loop._can_stop_early))
@@ -201,14 +181,6 @@ def draws_order_again(trainer: pl.Trainer) -> bool:
     """Whether a resumed epoch that now starts draws its order anew, as older Lightning does."""
     loop = trainer.fit_loop
     return not (hasattr(loop, "is_resuming") or loop.epoch_loop.restarting)
-
-
-def end_epoch_again(checkpoint: dict[str, Any]) -> None:
-    """Lets a run that goes on from a checkpoint end the epoch at whose end it was written."""
-    progress = checkpoint["loops"]["fit_loop"]["epoch_progress"]
-    if progress["current"]["processed"] > progress["current"]["completed"]:
-        for counts in progress.values():
-            counts["processed"] -= 1
 
 
 class _Recorder(_PrefetchDataFetcher):

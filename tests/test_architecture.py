@@ -42,6 +42,7 @@ FLOORS = [
         "other_callbacks",
         "quiet",
         "batch_counts",
+        "step_counts",
         "trainer_seam",
         "epoch_start",
         "first_batch",
