@@ -34,6 +34,8 @@ def interrupt(command, begun, folder, how=press_ctrl_c):
             stdout=said,
             stderr=subprocess.STDOUT,
             start_new_session=True,
+            # As at a terminal; what runs in the background of a shell ignores Ctrl-C.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )
     try:
         while process.poll() is None and not list(folder.glob(begun)):
