@@ -1,5 +1,6 @@
 """Grid search and random search: settings that are known before the first is trained."""
 
+import signal
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import active_children, get_context
@@ -55,8 +56,14 @@ def fit_all(trainable: Trainable, settings: Sequence[Setting], n_jobs: int) -> l
     check_count("n_jobs", n_jobs, 1)
     if n_jobs == 1:
         return [trainable.fit(setting) for setting in settings]
-    # Forked processes would share torch's threads, so each begins anew.
-    with ProcessPoolExecutor(n_jobs, mp_context=get_context("spawn")) as pool:
+    # Forked processes would share torch's threads, so each begins anew. None of them heeds Ctrl-C:
+    # one that is ended while it sends its KeyboardInterrupt leaves this one waiting for the rest.
+    with ProcessPoolExecutor(
+        n_jobs,
+        mp_context=get_context("spawn"),
+        initializer=signal.signal,
+        initargs=(signal.SIGINT, signal.SIG_IGN),
+    ) as pool:
         try:
             return list(pool.map(trainable.fit, settings))
         except (KeyboardInterrupt, SystemExit):  # a worker outlives it and trains what comes next
