@@ -96,12 +96,17 @@ def schedulers_of(trainer: pl.Trainer) -> list[Any]:
 def scheduler_parts_of(trainer: pl.Trainer) -> list[Any]:
     """The LR schedulers with a state, and those that others hold, such as one after a warm-up."""
     outer = schedulers_of(trainer)
-    parts = [part for s in outer for part in parts_of(s, getattr(s, "optimizer", s))[1:]]
+    parts = [part for scheduler in outer for part in _inside(scheduler)]
     return [*outer, *(part for part in parts if callable(getattr(part, "load_state_dict", None)))]
 
 
 def _state_of(scheduler: Any) -> dict[str, Any]:
     """A scheduler's state, without schedulers in it, which have states of their own."""
     state: dict[str, Any] = scheduler.state_dict()
-    inner = parts_of(scheduler, getattr(scheduler, "optimizer", scheduler))
+    inner = _inside(scheduler)
     return {name: value for name, value in state.items() if all(value is not s for s in inner)}
+
+
+def _inside(scheduler: Any) -> list[Any]:
+    """The schedulers that another one holds, at any depth."""
+    return parts_of(scheduler, getattr(scheduler, "optimizer", scheduler))[1:]

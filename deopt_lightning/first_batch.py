@@ -54,8 +54,7 @@ class FirstBatch:
         changed = {
             id(tensor): tensor
             for tensor, _ in present.tensors
-            if (copy := left.get(id(tensor))) is not None
-            and not same_values(tensor, copy.to(tensor.device))
+            if (copy := left.get(id(tensor))) is not None and not same_values(tensor, copy)
         }
         earlier = dict(before.buffers) if before else {}
         replaced = {
@@ -123,5 +122,5 @@ def _written(present: dict[str, Any], before: dict[str, Any]) -> dict[str, Any]:
 
 def _same_option(left: Any, right: Any) -> bool:
     if isinstance(left, Tensor) and isinstance(right, Tensor):
-        return left.shape == right.shape and same_values(left, right.to(left.device))
+        return same_values(left, right)
     return bool(left is right or left == right)

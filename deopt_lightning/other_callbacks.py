@@ -116,6 +116,6 @@ def _sum(tensor: Tensor) -> Tensor:
 
 def _are_equal(left: list[Tensor | None], right: list[Tensor | None]) -> bool:
     return len(left) == len(right) and all(
-        a is b or (a is not None and b is not None and a.shape == b.shape and same_values(a, b))
+        a is b or (a is not None and b is not None and same_values(a, b))
         for a, b in zip(left, right, strict=True)
     )

@@ -42,12 +42,11 @@ class Snapshot:
     """State of model, optimizers and random generators at one moment.
 
     Holds copies of all parameters, those of the optimizers that lie outside of the model included,
-    and buffers (persistent or not), of the optimizers' state and
-    group options, of plain values and tensors among the modules' attributes (counters, metric
-    states) and in objects of a program's own there, and of the random generators. Modules that only
-    a list or dict of another one holds are part of the model here; optimizers inside of optimizers,
-    and optimizers' plain attributes, are part of the optimizers' state. Memory: one copy of model
-    and optimizer state.
+    and buffers (persistent or not), of the optimizers' state and group options, of plain values and
+    tensors among the modules' attributes (counters, metric states) and in objects of a program's
+    own there, and of the random generators. Modules that only a list or dict of another one holds
+    are part of the model here; optimizers inside of optimizers, and optimizers' plain attributes,
+    are part of the optimizers' state. Memory: one copy of model and optimizer state.
 
     Take one with ``Snapshot.take``; ``restore`` writes it back in place, any number of times.
     """
@@ -183,10 +182,12 @@ class Snapshot:
 
 
 def same_values(left: torch.Tensor, right: torch.Tensor) -> bool:
-    """Whether tensors on one device are equal, NaN where the other has NaN included."""
+    """Whether tensors are equal, NaN where the other has NaN included, on whatever devices."""
+    right = right.to(left.device)
     if torch.equal(left, right):
         return True
-    return left.is_floating_point() and torch.allclose(left, right, rtol=0, atol=0, equal_nan=True)
+    may_hold_nan = left.shape == right.shape and left.is_floating_point()
+    return may_hold_nan and torch.allclose(left, right, rtol=0, atol=0, equal_nan=True)
 
 
 def buffers_of(module: nn.Module) -> Buffers:
