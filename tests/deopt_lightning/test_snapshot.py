@@ -12,7 +12,7 @@ from torch import nn
 
 from deopt_lightning.member_state import from_plain, to_plain, with_learned
 from deopt_lightning.random_state import rng_state, seed_generator, set_rng_state
-from deopt_lightning.snapshot import Snapshot
+from deopt_lightning.snapshot import Snapshot, same_values
 from tests.deopt_lightning.wrapping_optimizers import Lookahead, Sharp, Sums
 
 
@@ -317,3 +317,11 @@ def test_a_gpus_state_comes_back_from_the_cpu(fused: bool) -> None:
         step()
         ends.append([p.detach().clone() for p in model.parameters()])
     assert all(map(torch.equal, *ends))
+
+
+def test_tensors_are_compared_with_nan_and_shape() -> None:
+    nan = torch.tensor([1.0, float("nan")])
+    assert same_values(nan, nan.clone())
+    assert not same_values(nan, torch.tensor([1.0, 2.0]))
+    assert not same_values(torch.ones(1), torch.ones(2))
+    assert not same_values(torch.tensor([1]), torch.tensor([2]))
