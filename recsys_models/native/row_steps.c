@@ -53,6 +53,8 @@ int caught_up_rows(const float *table, const float *buffer, int64_t rows, int64_
                    int64_t count, float *weights, float *momenta) {
     if (!within(ids, count, rows)) return 0;
     for (int64_t i = 0; i < count; i++, weights += dim, momenta += dim) {
+        fetch_ahead(table, dim, ids, i, count);
+        fetch_ahead(buffer, dim, ids, i, count);
         const double *own = products + 4 * written_after[ids[i]];
         const float ww = own[0], mw = own[1], wm = own[2], mm = own[3];
         const float *w = table + ids[i] * dim, *m = buffer + ids[i] * dim;
@@ -78,6 +80,8 @@ int momentum_rows(float *table, float *buffer, int64_t rows, int64_t dim, const 
     if (!begin(&all, ids, count, rows, dim, grad, last)) return 0;
     const float rate = lr, kept = momentum, pull = decay;
     for (int64_t i = 0; i < count; i++) {
+        fetch_ahead(table, dim, ids, i, count);
+        fetch_ahead(buffer, dim, ids, i, count);
         const float *sum = sum_at(&all, i);
         if (sum == NULL) continue;
         float *to = table + ids[i] * dim, *velocity = buffer + ids[i] * dim;
@@ -109,6 +113,9 @@ int adam_rows(float *table, float *first, float *second, int64_t rows, int64_t d
     const float kept1 = beta1, new1 = 1 - beta1, kept2 = beta2, new2 = 1 - beta2;
     const float least = eps, pull = decay;
     for (int64_t i = 0; i < count; i++) {
+        fetch_ahead(table, dim, ids, i, count);
+        fetch_ahead(first, dim, ids, i, count);
+        fetch_ahead(second, dim, ids, i, count);
         const float *sum = sum_at(&all, i);
         if (sum == NULL) continue;
         float *to = table + ids[i] * dim, *m = first + ids[i] * dim, *v = second + ids[i] * dim;

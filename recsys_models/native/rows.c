@@ -35,9 +35,13 @@ int pair_products(const float *left, int64_t left_rows, const float *right, int6
                   int64_t count, float *products) {
     if (!within(left_ids, batch, left_rows) || !within(right_ids, batch * count, right_rows))
         return 0;
-    for (int64_t i = 0; i < batch; i++)
-        for (int64_t j = i * count; j < (i + 1) * count; j++)
+    for (int64_t i = 0; i < batch; i++) {
+        fetch_ahead(left, dim, left_ids, i, batch);
+        for (int64_t j = i * count; j < (i + 1) * count; j++) {
+            fetch_ahead(right, dim, right_ids, j, batch * count);
             products[j] = dot(left + left_ids[i] * dim, right + right_ids[j] * dim, dim);
+        }
+    }
     return 1;
 }
 
@@ -72,7 +76,9 @@ int add_rows(float *table, int64_t rows, int64_t dim, const int64_t *ids, int64_
     if (dim == 1)
         for (int64_t i = 0; i < count; i++) table[ids[i]] += (float)factor * vectors[i];
     else
-        for (int64_t i = 0; i < count; i++)
+        for (int64_t i = 0; i < count; i++) {
+            fetch_ahead(table, dim, ids, i, count);
             add_scaled(table + ids[i] * dim, factor, vectors + i * dim, dim);
+        }
     return 1;
 }
