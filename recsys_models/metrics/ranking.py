@@ -71,16 +71,17 @@ class RankingMetrics(Metric):
             ranks = ranks_by(scores, batch, places)
         num_relevant = torch.bincount(batch.relevant_rows, minlength=len(batch.users))
         counted = num_relevant > 0
-        self.users += counted.sum()
-        self.skipped += (~counted).sum()
+        # Not in place: a fit may not write to what `Trainer.validate` has made before it.
+        self.users = self.users + counted.sum()
+        self.skipped = self.skipped + (~counted).sum()
         lists = hits(ranks, batch, places)
         if batch.one_by_one:
             num_relevant = torch.ones_like(batch.relevant_rows)
         else:
             lists, num_relevant = lists[counted], num_relevant[counted]
         values = [METRICS[name](lists, num_relevant, k) for name, k in self.wanted]
-        self.sums += torch.stack(values).sum(dim=1)
-        self.lists += len(lists)
+        self.sums = self.sums + torch.stack(values).sum(dim=1)
+        self.lists = self.lists + len(lists)
 
     def compute(self) -> dict[str, float]:
         """Means over users, or over relevant items ranked one by one.

@@ -113,6 +113,16 @@ def test_validation_metrics_equal_the_same_ranking_outside_the_trainer():
     assert tested == pytest.approx({f"test/{k}": v for k, v in expected.items()}, abs=1e-6)
 
 
+def test_training_goes_on_after_a_validation():
+    model, trainer = make_model(), quiet_trainer(max_epochs=2)
+    loaders = loader(one_batch()), loader(ranking_batch())
+    (alone,) = quiet_trainer().validate(model, loaders[1], verbose=False)
+    trainer.fit(model, *loaders)
+    (again,) = trainer.validate(model, loaders[1], verbose=False)
+    assert alone.keys() == again.keys() <= trainer.callback_metrics.keys()
+    quiet_trainer(max_epochs=1).fit(model, *loaders)
+
+
 def test_sanity_check_may_see_only_users_without_positives():
     trainer = quiet_trainer(max_epochs=1, num_sanity_val_steps=1)
     batches = loader(ranking_batch(()), ranking_batch())
