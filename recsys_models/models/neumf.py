@@ -7,6 +7,7 @@ from itertools import pairwise, product
 from typing import cast
 
 import torch
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
@@ -63,6 +64,7 @@ class NeuMF(BiasedRecommender):
     ) -> None:
         super().__init__(num_users, num_items, item_bias, 1.0, optimizer, top_k, compile)
         _check_widths(gmf_dim, mlp_dims)
+        self.pretrained_on: frozenset[str] = frozenset()  # fingerprints of training pairs
         self.gmf_dim = gmf_dim
         self.mlp_dims = tuple(mlp_dims)
         self.gmf = _Tables(num_users, num_items, gmf_dim, init_std) if gmf_dim else None
@@ -104,6 +106,17 @@ class NeuMF(BiasedRecommender):
             weights[name] = alpha * gmf.get_parameter(name) + (1 - alpha) * mlp.get_parameter(name)
         model.load_state_dict(weights)
         return model
+
+    def setup(self, stage: str) -> None:
+        """Refuse data in which pairs may be held out that pre-trained parts have seen."""
+        super().setup(stage)
+        own = getattr(getattr(self.trainer, "datamodule", None), "fingerprint", None)
+        if own is not None and self.pretrained_on - {own}:
+            raise MisconfigurationException(
+                "the parts of this NeuMF were trained on other pairs than those of this data, "
+                "among which may be its validation and test pairs. Use the file, filters, split, "
+                "ratios and split_seed that they were trained with, or train them anew."
+            )
 
     @torch.no_grad()
     def score_users(self, users: Tensor) -> Tensor:
