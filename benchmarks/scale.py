@@ -8,9 +8,9 @@ All data are generated: one, two and four times ML-1M, by more pairs per user an
 one set of EachMovie's size. Each runs in a process of its own, so that the peak of its memory, data
 generation included, is its own. Writes benchmarks/results/scale_<threads>t.json.
 
-An epoch that is linear in the pairs has level seconds per million pairs. Where users grow too it
-cannot be quite level: dense Adam visits every embedding row at every step, pairs times rows in all.
-Each figure is of one run, not a median.
+An epoch that is linear in the pairs has level seconds per million pairs. Where users grow too,
+``adam`` cannot: it visits every embedding row at every step, pairs times rows in all.
+``row_sparse_adam`` visits those of the batch. Each figure is of one run, not a median.
 """
 
 import json
@@ -30,6 +30,7 @@ import torch
 
 from recsys_models.data import RecsysDataModule
 from recsys_models.models import BPRMF
+from recsys_models.optim import RowSparseAdam
 
 SIZES = {  # users, items, pairs
     "ml_1m": (6_040, 3_706, 1_000_000),
@@ -39,6 +40,10 @@ SIZES = {  # users, items, pairs
     "4x users": (24_160, 3_706, 4_000_000),
     "eachmovie": (72_916, 1_628, 2_811_983),
 }
+OPTIMIZERS = {
+    "adam": partial(torch.optim.Adam, lr=1e-3, fused=True),
+    "row_sparse_adam": partial(RowSparseAdam, lr=1e-3),
+}
 WIDTH, BATCH_SIZE = 64, 2048
 MEMORY_TARGET_GB = 4.0
 RESULTS = Path(__file__).parent / "results"
@@ -46,34 +51,35 @@ RESULTS = Path(__file__).parent / "results"
 
 def main() -> None:
     if len(sys.argv) > 1:
-        print(json.dumps(measure(*map(int, sys.argv[1:]))))
+        print(json.dumps(measure(sys.argv[1], *map(int, sys.argv[2:]))))
         return
-    rows = {}
-    print(f"{'':10} {'users':>6} {'items':>6} {'pairs':>9} {'make':>6} {'epoch':>6}", end=" ")
-    print("s/1M pairs  evaluate   us/user  peak GB")
-    for name, sizes in SIZES.items():
-        command = [sys.executable, __file__, *map(str, sizes)]
-        output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
-        row = rows[name] = json.loads(output.splitlines()[-1])
-        print(
-            f"{name:10} {row['users']:6} {row['items']:6} {row['pairs']:9} "
-            f"{row['make_seconds']:6.1f} {row['epoch_seconds']:6.1f} "
-            f"{row['epoch_seconds_per_million_pairs']:10.2f} {row['evaluate_seconds']:9.2f} "
-            f"{row['evaluate_microseconds_per_user']:9.1f} {row['peak_gb']:8.2f}",
-            flush=True,
-        )
-    report(rows)
+    by_optimizer = {}
+    for optimizer in OPTIMIZERS:
+        rows = by_optimizer[optimizer] = {}
+        print(f"{optimizer:15} {'users':>6} {'items':>6} {'pairs':>9} {'make':>6}", end=" ")
+        print(" epoch s/1M pairs  evaluate   us/user  peak GB")
+        for name, sizes in SIZES.items():
+            command = [sys.executable, __file__, optimizer, *map(str, sizes)]
+            output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+            row = rows[name] = json.loads(output.splitlines()[-1])
+            print(
+                f"{name:15} {row['users']:6} {row['items']:6} {row['pairs']:9} "
+                f"{row['make_seconds']:6.1f} {row['epoch_seconds']:6.1f} "
+                f"{row['epoch_seconds_per_million_pairs']:10.2f} {row['evaluate_seconds']:9.2f} "
+                f"{row['evaluate_microseconds_per_user']:9.1f} {row['peak_gb']:8.2f}",
+                flush=True,
+            )
+    report(by_optimizer)
 
 
-def measure(users: int, items: int, pairs: int) -> dict[str, float]:
+def measure(optimizer: str, users: int, items: int, pairs: int) -> dict[str, float]:
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore")  # of Lightning: few workers, no validation loop
     L.seed_everything(0, verbose=False)
     numbers = {"num_users": users, "num_items": items, "num_interactions": pairs}
     data = RecsysDataModule(synthetic=numbers, batch_size=BATCH_SIZE)
     make_seconds = clock(data.setup)
-    adam = partial(torch.optim.Adam, lr=1e-3, fused=True)
-    model = BPRMF(users, items, dim=WIDTH, optimizer=adam)
+    model = BPRMF(users, items, dim=WIDTH, optimizer=OPTIMIZERS[optimizer])
     trainer = L.Trainer(
         accelerator="cpu",
         max_epochs=1,
@@ -114,33 +120,42 @@ def clock(work) -> float:
     return time.perf_counter() - started
 
 
-def report(rows: dict[str, dict[str, float]]) -> None:
-    base = rows["ml_1m"]
+def report(by_optimizer: dict[str, dict[str, dict[str, float]]]) -> None:
+    threads = by_optimizer["adam"]["ml_1m"]["threads"]
+    peak = max(row["peak_gb"] for rows in by_optimizer.values() for row in rows.values())
     result = {
         "width": WIDTH,
         "batch_size": BATCH_SIZE,
-        "threads": base["threads"],
+        "threads": threads,
         "torch": str(torch.__version__),
         "lightning": L.__version__,
         "python": platform.python_version(),
-        "sizes": rows,
-        "epoch_growth": {
-            n: row["epoch_seconds"] / base["epoch_seconds"] for n, row in rows.items()
+        "optimizers": {
+            optimizer: {
+                "sizes": rows,
+                "epoch_growth": growth(rows, "epoch_seconds"),
+                "evaluate_growth": growth(rows, "evaluate_seconds"),
+            }
+            for optimizer, rows in by_optimizer.items()
         },
-        "evaluate_growth": {
-            n: row["evaluate_seconds"] / base["evaluate_seconds"] for n, row in rows.items()
-        },
-        "largest_peak_gb": max(row["peak_gb"] for row in rows.values()),
+        "largest_peak_gb": peak,
     }
     RESULTS.mkdir(exist_ok=True)
-    file = RESULTS / f"scale_{result['threads']}t.json"
+    file = RESULTS / f"scale_{threads}t.json"
     file.write_text(json.dumps(result, indent=2) + "\n")
-    for name in ("2x pairs", "4x pairs", "2x users", "4x users"):
-        epoch, evaluate = result["epoch_growth"][name], result["evaluate_growth"][name]
-        print(f"{name}: {epoch:.2f}x the epoch, {evaluate:.2f}x the evaluation of ml_1m")
-    peak = result["largest_peak_gb"]
+    for optimizer, found in result["optimizers"].items():
+        for name in ("2x pairs", "4x pairs", "2x users", "4x users"):
+            epoch, evaluate = found["epoch_growth"][name], found["evaluate_growth"][name]
+            print(
+                f"{optimizer}, {name}: {epoch:.2f}x ml_1m's epoch, {evaluate:.2f}x its evaluation"
+            )
     verdict = "below" if peak < MEMORY_TARGET_GB else "above"
-    print(f"{base['threads']} threads; largest peak {peak:.2f} GB, {verdict} {MEMORY_TARGET_GB} GB")
+    print(f"{threads} threads; largest peak {peak:.2f} GB, {verdict} {MEMORY_TARGET_GB} GB")
+
+
+def growth(rows: dict[str, dict[str, float]], what: str) -> dict[str, float]:
+    """Of each size, over ML-1M's."""
+    return {name: row[what] / rows["ml_1m"][what] for name, row in rows.items()}
 
 
 if __name__ == "__main__":

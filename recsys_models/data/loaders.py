@@ -140,7 +140,7 @@ class ShuffledBatches(DistributedSampler[Tensor]):
         # Mixed rather than added, so that seed 0 in epoch 1 is not seed 1 in epoch 0.
         seed = np.random.SeedSequence((self.seed, self.epoch)).generate_state(1)[0]
         order = torch.randperm(self._count, generator=torch.Generator().manual_seed(int(seed)))
-        if self._count:
+        if self.total_size > self._count > 0:  # several ranks, which get as many
             order = order[torch.arange(self.total_size) % self._count]
         yield from torch.split(order[self.rank :: self.num_replicas], self._batch_size)
 
