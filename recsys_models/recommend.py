@@ -98,7 +98,7 @@ def recommend(
     model.eval()
     scorer, size = model.scorer(), users_within(data.score_bytes, data.num_items)
     parts = []
-    for start in range(0, len(chosen), size):
+    for start in range(0, max(1, len(chosen)), size):  # of no users one part, which is empty
         some = chosen[start : start + size]
         scores = scorer(torch.from_numpy(some))
         scores[rows_of(seen, some)] = -torch.inf
@@ -108,10 +108,11 @@ def recommend(
 
 def _contents(checkpoint: Path) -> tuple[type[RecommenderModule], dict[str, Any]]:
     """Which model a checkpoint is of, and what it says of the data."""
-    try:
-        saved = torch.load(checkpoint, "cpu", weights_only=True)
-    except (EOFError, RuntimeError, UnpicklingError) as error:
-        raise ValueError(f"{checkpoint} is no checkpoint, or a damaged one.") from error
+    with checkpoint.open("rb") as file:  # outside of what follows: it may be forbidden to read it
+        try:
+            saved = dict(torch.load(file, "cpu", weights_only=True))
+        except (EOFError, OSError, RuntimeError, TypeError, UnpicklingError, ValueError) as error:
+            raise ValueError(f"{checkpoint} is no checkpoint, or a damaged one.") from error
     name, state = saved.get(MODEL), saved.get(RecsysDataModule.__qualname__)
     if name not in models.__all__ or state is None:
         raise ValueError(

@@ -129,6 +129,13 @@ def test_some_users_in_the_order_asked_for(trained, recommended):
     assert chosen.filter(of_one)["item"].equals(everyone.filter(of_one)["item"])
 
 
+def test_nobody_is_recommended_nothing(trained):
+    model, data = load(trained())
+    none, one = (recommend(model, data, users) for users in ([], ["kündin 001"]))
+    assert len(none) == 0
+    assert none.schema == one.schema
+
+
 def test_whole_numbers_stay_numbers(compose_train, rating_files, recommended, tmp_path):
     short = ("trainer.max_epochs=1", "trainer.accelerator=cpu")
     train.run(compose_train("data=ml_1m", f"data.path={rating_files['ml_1m']}", *short))
@@ -179,6 +186,11 @@ def test_what_cannot_be_done_is_said(trained, refused, tmp_path):
     assert "there is no checkpoint at" in refused(tmp_path / "none.ckpt")
     (tmp_path / "text.ckpt").write_text("no checkpoint")
     assert "is no checkpoint, or a damaged one" in refused(tmp_path / "text.ckpt")
+    (tmp_path / "half.ckpt").write_bytes(checkpoint.read_bytes()[:5000])
+    torch.save(torch.ones(3), tmp_path / "tensor.ckpt")
+    for name in ("half", "tensor"):
+        message = refused(tmp_path / f"{name}.ckpt")
+        assert f"{name}.ckpt is no checkpoint, or a damaged one" in message
     torch.save({"state_dict": {}}, tmp_path / "old.ckpt")
     assert "does not say what it is of" in refused(tmp_path / "old.ckpt")
 
