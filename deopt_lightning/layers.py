@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
@@ -43,7 +43,8 @@ def group_layers(module: nn.Module, patterns: LayerPatterns | None = None) -> li
 
     Raises:
         ValueError: If a trainable parameter is left over or named twice, a name is unknown, a
-            pattern matches nothing, or the module has no trainable parameter.
+            pattern matches nothing, the module has no trainable parameter, or layers are no
+            mapping or sequence of strings.
     """
     trainable = [name for name, p in module.named_parameters() if p.requires_grad]
     if not trainable:
@@ -66,16 +67,52 @@ def _by_owner(trainable: Sequence[str]) -> list[Layer]:
     """One layer per submodule that owns parameters directly."""
     owners: dict[str, list[str]] = {}
     for name in trainable:
-        owners.setdefault(name.rpartition(".")[0] or "root", []).append(name)
-    return [Layer(owner, tuple(names)) for owner, names in owners.items()]
+        owners.setdefault(name.rpartition(".")[0], []).append(name)
+    return [Layer(owner or _root_name(owners), tuple(names)) for owner, names in owners.items()]
 
 
-def _match_patterns(trainable: Sequence[str], patterns: LayerPatterns) -> list[Layer]:
+def _root_name(owners: Collection[str]) -> str:
+    """A name for parameters of the module itself that no submodule has."""
+    name = "root"
+    while name in owners:
+        name += "_"
+    return name
+
+
+def check_patterns(patterns: LayerPatterns) -> None:
+    """Refuses patterns that are no strings.
+
+    Raises:
+        ValueError: Naming what is none.
+    """
     if isinstance(patterns, str):
         raise ValueError(
             f"layers must be a sequence or a mapping of patterns; got the string {patterns!r}. "
             f"Write [{patterns!r}]."
         )
+    if not isinstance(patterns, Mapping | Sequence) or not patterns:
+        raise ValueError(
+            f"layers must be a sequence or a mapping of patterns, at least one; got {patterns!r}. "
+            "['*'] puts all in one layer; without layers each submodule is one."
+        )
+    for name in patterns:
+        wanted = patterns[name] if isinstance(patterns, Mapping) else name
+        if not isinstance(name, str) or not (isinstance(wanted, str) or _are_strings(wanted)):
+            raise ValueError(
+                f"layers must hold names and patterns as strings, such as 'encoder.*'; got "
+                f"{wanted!r} for the layer {name!r}."
+            )
+
+
+def _are_strings(names: object) -> bool:
+    """Whether this is a sequence or a set of strings, and not itself one."""
+    if isinstance(names, str | Mapping) or not isinstance(names, Collection):
+        return False
+    return all(isinstance(name, str) for name in names)
+
+
+def _match_patterns(trainable: Sequence[str], patterns: LayerPatterns) -> list[Layer]:
+    check_patterns(patterns)
     if not isinstance(patterns, Mapping):
         patterns = {pattern: pattern for pattern in patterns}
     left = list(trainable)
@@ -99,7 +136,7 @@ def _resolve_names(module: nn.Module, groups: Mapping[str, Sequence[str]]) -> li
     first_name = {id(p): name for name, p in module.named_parameters()}
     owner: dict[str, tuple[str, str]] = {}
     layers = []
-    for layer, names in groups.items():
+    for layer, names in _checked_groups(module, groups).items():
         kept = []
         for name in names:
             if name not in every_name:
@@ -118,6 +155,24 @@ def _resolve_names(module: nn.Module, groups: Mapping[str, Sequence[str]]) -> li
                 kept.append(canonical)
         layers.append(Layer(layer, tuple(kept)))
     return layers
+
+
+def _checked_groups(module: nn.Module, groups: object) -> dict[str, list[str]]:
+    """What ``layer_groups()`` returned, if it maps strings to strings."""
+    source = f"layer_groups() of {type(module).__name__} must return a mapping from layer names to "
+    if not isinstance(groups, Mapping):
+        raise ValueError(f"{source}lists of parameter names; got {groups!r}.")
+    lists = {
+        name: list(names) if isinstance(names, Iterator) else names
+        for name, names in groups.items()
+    }
+    for layer, names in lists.items():
+        if not isinstance(layer, str) or not _are_strings(names):
+            raise ValueError(
+                f"{source}lists of parameter names, all strings; got {names!r} for the layer "
+                f"{layer!r}."
+            )
+    return lists
 
 
 def _check_coverage(module: nn.Module, trainable: Sequence[str], layers: Sequence[Layer]) -> None:

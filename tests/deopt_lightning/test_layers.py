@@ -71,6 +71,15 @@ def test_first_matching_pattern_wins_and_mapping_names_the_layers() -> None:
         (["encoder.*"], "leave out trainable parameters: scale, head.weight, head.bias"),
         (["*", "head.*"], r"'head.\*' .* matches no trainable parameter"),
         ("head.*", "sequence or a mapping"),
+        (3, "sequence or a mapping of patterns, at least one; got 3"),
+        ([], r"at least one; got \[\]"),
+        ({"*"}, "sequence or a mapping of patterns"),  # in no order, of which the first counts
+        (iter(["*"]), "sequence or a mapping of patterns"),  # gone by the second fit
+        (["head.*", 1], "as strings, .* got 1 for the layer 1"),
+        ([["head.*", "*"]], r"as strings, .* got \['head.\*', '\*'\]"),
+        ({1: "*"}, r"as strings, .* got '\*' for the layer 1"),
+        ({"all": None}, "as strings, .* got None for the layer 'all'"),
+        ({"all": {"some": "*"}}, "as strings, .* got .*'some'.* for the layer 'all'"),
     ],
 )
 def test_patterns_that_do_not_fit_are_refused(patterns: object, message: str) -> None:
@@ -108,6 +117,40 @@ def test_layer_groups_must_cover_each_parameter_once(change: object, message: st
     net.groups = change([name for name, _ in net.named_parameters()])  # type: ignore[operator]
     with pytest.raises(ValueError, match=message):
         group_layers(net)
+
+
+@pytest.mark.parametrize(
+    ("groups", "message"),
+    [
+        (None, "must return a mapping .*; got None"),
+        ([("all", ["scale"])], "must return a mapping .*; got .*'all'"),
+        ({"all": "scale"}, "all strings; got 'scale' for the layer 'all'"),
+        ({"all": None}, "all strings; got None for the layer 'all'"),
+        ({"all": [["scale"]]}, r"all strings; got \[\['scale'\]\] for the layer 'all'"),
+        ({"all": [nn.Parameter(torch.ones(1))]}, "all strings; got .*Parameter"),
+        ({1: ["scale"]}, r"all strings; got \['scale'\] for the layer 1"),
+    ],
+)
+def test_layer_groups_that_are_no_mapping_of_strings_are_refused(
+    groups: object, message: str
+) -> None:
+    net = GroupedNet()
+    net.groups = groups  # type: ignore[assignment]
+    with pytest.raises(ValueError, match=f"layer_groups.* of GroupedNet .*{message}"):
+        group_layers(net)
+
+
+def test_layer_groups_may_give_names_as_they_come() -> None:
+    net = GroupedNet()
+    net.groups = {"all": (name for name, _ in net.named_parameters())}  # type: ignore[dict-item]
+    assert len(as_dict(net)["all"]) == 7
+
+
+def test_a_submodule_called_root_is_a_layer_of_its_own() -> None:
+    net = Net()
+    net.root = nn.Linear(1, 1)
+    assert as_dict(net)["root"] == ["root.weight", "root.bias"]
+    assert as_dict(net)["root_"] == ["scale"]
 
 
 def test_module_without_trainable_parameters_is_refused() -> None:
