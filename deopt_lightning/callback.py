@@ -147,7 +147,7 @@ class DEOptCallback(Callback):
         self.workers = workers
         self.share_over_ranks = share_over_ranks
         self.snapshot_device = snapshot_device
-        compatibility.check_arguments(vars(self))
+        vars(self).update(compatibility.checked_arguments(vars(self)))
         self._reset()
 
     def _reset(self) -> None:

@@ -16,6 +16,7 @@ from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signatu
 
 from deopt_lightning.averaging import stochastic_averages_of
 from deopt_lightning.differential_evolution import check_choice, check_settings
+from deopt_lightning.layers import check_patterns
 from deopt_lightning.trainer_seam import has_validation_data
 
 _SHARDED = ("FSDPStrategy", "DeepSpeedStrategy", "ModelParallelStrategy", "XLAFSDPStrategy")
@@ -29,20 +30,28 @@ _WHOLE = {  # numbers, and the least that each may be
     "max_generations": 1,
     "workers": 0,
 }
+_FLAGS = ("adopt", "direct_steps", "compile_steps", "share_over_ranks")
+_OTHERS = (
+    *("monitor", "mode", "carry", "probe_steps", "limit_probe_val_batches", "layers", "strategy"),
+    *("lr_bounds", "weight_decay_bounds", "local_search", "repair", "evaluator", "snapshot_device"),
+)
 _USUAL_WORDS = {  # in names of metrics, and the mode that goes with them
     "max": "acc accuracy auc auroc bleu dice f1 iou map mrr ndcg precision psnr r2 recall ssim",
     "min": "cer err error fid loss mae mape mse nll perplexity ppl rmse wer",
 }
 
 
-def check_arguments(arguments: Mapping[str, Any]) -> None:
-    """Refuses arguments of DEOptCallback that cannot work.
+def checked_arguments(given: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of DEOptCallback, with NumPy's numbers and strings as Python's own.
 
     Raises:
-        ValueError: Naming the argument, the value, and what to give instead.
+        ValueError: Naming an argument that cannot work, its value, and what to give instead.
     """
+    arguments = {name: _plain(given[name]) for name in (*_WHOLE, *_FLAGS, *_OTHERS)}
     for name, least in _WHOLE.items():
         _check_whole(name, arguments[name], least)
+    for name in _FLAGS:
+        check_choice(name, arguments[name], (True, False))
     check_choice("mode", arguments["mode"], ("min", "max"))
     carry = arguments["carry"]
     check_choice("carry", carry, ("hyperparameters", "weights", "population", "chain"))
@@ -65,6 +74,9 @@ def check_arguments(arguments: Mapping[str, Any]) -> None:
         _check_limit(arguments["limit_probe_val_batches"], carry)
     _check_bounds("lr_bounds", arguments["lr_bounds"], positive=True)
     _check_bounds("weight_decay_bounds", arguments["weight_decay_bounds"], positive=False)
+    if arguments["layers"] is not None:
+        check_patterns(arguments["layers"])
+    return arguments
 
 
 def check_resumed(state: Mapping[str, Any], layers: list[str], carry: str) -> None:
@@ -125,6 +137,18 @@ def _warn_of_mode(monitor: str, mode: str) -> None:
         )
 
 
+def _plain(value: Any) -> Any:
+    if isinstance(value, np.generic | np.ndarray):
+        return value.tolist()
+    if isinstance(value, list):
+        return [_plain(item) for item in value]
+    return tuple(map(_plain, value)) if isinstance(value, tuple) else value
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool)
+
+
 def _check_whole(name: str, value: object, least: float) -> None:
     if value is None and name in ("optimizer_index", "max_generations"):
         return
@@ -142,7 +166,7 @@ def _check_limit(limit: int | float, carry: str) -> None:
             "weights or hyperparameters."
         )
     most = math.inf if isinstance(limit, int) else 1
-    if not isinstance(limit, Real) or not (0 < limit <= most):
+    if not _is_number(limit) or not (0 < limit <= most):
         raise ValueError(
             "limit_probe_val_batches must be a number of batches (int, at least 1) or a share of "
             f"them (float, above 0 and at most 1); got {limit!r}."
@@ -156,8 +180,7 @@ def _check_probe_steps(probe_steps: int | float, carry: str) -> None:
             f"probe_steps cannot be set with carry={carry!r}, whose {trained} train whole epochs; "
             f"got {probe_steps!r}. Leave it out, or carry weights or hyperparameters."
         )
-    number = isinstance(probe_steps, Real) and not isinstance(probe_steps, bool)
-    if not number or not probe_steps > 0 or math.isinf(probe_steps):
+    if not _is_number(probe_steps) or not probe_steps > 0 or math.isinf(probe_steps):
         raise ValueError(
             "probe_steps must be a positive int (optimizer steps) or a positive float (fraction "
             f"of an epoch); got {probe_steps!r}."
@@ -167,7 +190,8 @@ def _check_probe_steps(probe_steps: int | float, carry: str) -> None:
 def _check_bounds(name: str, bounds: Sequence[float] | None, *, positive: bool) -> None:
     if bounds is None:
         return
-    if np.shape(bounds) != (2,) or not all(isinstance(bound, Real) for bound in bounds):
+    is_pair = isinstance(bounds, Sequence) and len(bounds) == 2
+    if not is_pair or not all(map(_is_number, bounds)):
         raise ValueError(
             f"{name} must be a pair (low, high) of numbers; got {bounds!r}. YAML takes 1e-3 for "
             "text; write 1.0e-3 there."
