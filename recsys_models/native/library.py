@@ -95,25 +95,34 @@ def _compiled() -> Path:
     compiler = shlex.split(os.environ.get("CC") or "cc")
     made_by = [*compiler, *_OPTIONS, _PARALLEL, platform.machine(), _processor()]
     sources = b"".join(file.read_bytes() for file in (*_HEADERS, *_SOURCES))
-    key = hashlib.sha256(sources + "\n".join(made_by).encode()).hexdigest()
+    key = _digest(sources + "\n".join(made_by).encode())
     cached = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "deopt-lightning"
-    library = cached / f"native-{key[:32]}.so"
-    if library.exists():
-        return library
+    for library in sorted(cached.glob(f"native-{key}-*.so")):
+        if library.name == _name(key, library):  # to load half a library would end the process
+            return library
     if shutil.which(compiler[0]) is None:
         raise FileNotFoundError(
             f"there is no C compiler {compiler[0]!r}; install one, or name it in CC"
         )
     cached.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=cached) as folder:
-        fresh = Path(folder) / library.name
+        fresh = Path(folder) / "native.so"
         command = [*compiler, *_OPTIONS, *map(str, _SOURCES), "-o", str(fresh)]
         try:
             _compile([*command, _PARALLEL], fresh)
         except (OSError, subprocess.CalledProcessError):  # a compiler without OpenMP: one thread
             _compile(command, fresh)
-        fresh.replace(library)  # in one step, since other processes may be at it, too
-    return library
+        # In one step, since other processes may be at it, too.
+        return fresh.replace(cached / _name(key, fresh))
+
+
+def _name(key: str, library: Path) -> str:
+    """What a library is called that was made for a key and has these contents."""
+    return f"native-{key}-{_digest(library.read_bytes())}.so"
+
+
+def _digest(contents: bytes) -> str:
+    return hashlib.sha256(contents).hexdigest()[:32]
 
 
 def _compile(command: list[str], library: Path) -> None:

@@ -41,6 +41,18 @@ def test_it_is_compiled_once_for_all_processes(cache):
     assert [file.stat().st_mtime_ns for file in cache.iterdir()] == [made]
 
 
+@needs_compiler
+@pytest.mark.parametrize("kept", [0, 3000])
+def test_a_library_of_which_the_cache_has_a_part_is_compiled_anew(kept, cache):
+    file = library._compiled()
+    whole = file.read_bytes()
+    file.unlink()  # it is in use
+    file.write_bytes(whole[:kept])  # as a full disk or the end of power leaves it
+    assert rank() == [1]
+    assert library._library() is not None
+    assert [file.read_bytes() == whole for file in cache.iterdir()] == [True]
+
+
 @pytest.mark.parametrize("compiler", ["no-such-compiler", "false"])
 def test_torch_ranks_where_it_cannot_be_compiled(compiler, cache, monkeypatch, caplog):
     monkeypatch.setenv("CC", compiler)
