@@ -14,7 +14,12 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
-from recsys_models.comparison.archive import is_archive, read_archive, write_archive
+from recsys_models.comparison.archive import (
+    is_archive,
+    kept_from_others,
+    read_archive,
+    write_archive,
+)
 from recsys_models.comparison.cells import Cell, launcher, plan, run_missing
 from recsys_models.comparison.frame import Frame
 from recsys_models.comparison.page import write_report
@@ -79,9 +84,10 @@ def add_runs(finished: list[Cell], folder: Path, scratch: Path) -> None:
         folder: of the collected runs.
         scratch: an empty folder.
     """
-    frame, kept = read_archive(folder, scratch)
-    cells = {cell.name: cell for cell in [*kept, *finished]}
-    _collect(folder, frame, Results(list(cells.values()), frame.metrics, frame.baseline))
+    with kept_from_others(folder):
+        frame, kept = read_archive(folder, scratch)
+        cells = {cell.name: cell for cell in [*kept, *finished]}
+        _collect(folder, frame, Results(list(cells.values()), frame.metrics, frame.baseline))
 
 
 def _collect(folder: Path, frame: Frame, results: Results) -> None:

@@ -2,13 +2,17 @@
 
 import json
 import platform
+import zlib
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import lightning as L
+import numpy as np
 import torch
 import torchmetrics
+from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 from torch.optim import Optimizer
@@ -123,6 +127,19 @@ def read_plain(path: Path) -> Any:
         return json.loads(path.read_text())
     except ValueError as error:
         raise ValueError(f"{path} is damaged ({error}). Restore it, or remove it.") from error
+
+
+def read_arrays(path: Path) -> dict[str, NDArray[Any]]:
+    """The arrays of an .npz file.
+
+    Raises:
+        ValueError: it is damaged.
+    """
+    try:
+        with np.load(path) as arrays:
+            return dict(arrays)
+    except (BadZipFile, EOFError, ValueError, zlib.error) as error:
+        raise ValueError(f"{path} is damaged ({error}). Restore it, or make it anew.") from error
 
 
 def from_json(plain: dict[str, Any]) -> Result:

@@ -7,8 +7,12 @@ as finely as the test takes it.
 """
 
 import json
-from collections.abc import Iterable
+import os
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +23,10 @@ from recsys_models.comparison.cells import Cell
 from recsys_models.comparison.frame import Frame
 from recsys_models.comparison.results import PER_USER_STEP, Results
 from recsys_models.costs import corners
-from recsys_models.report import Result, from_json, read_plain, write_json
+from recsys_models.report import Result, from_json, read_arrays, read_plain, write_json
+
+if sys.platform != "win32":
+    import fcntl
 
 RUNS, PER_USER = "runs.json", "per_user.npz"
 DIGITS = 4
@@ -36,8 +43,29 @@ def write_archive(folder: Path, frame: Frame, results: Results) -> None:
     lines = [json.dumps(_plain_cell(cell, results.of.get(cell))) for cell in results.cells]
     head = json.dumps(asdict(frame))
     text = f'{{"frame": {head},\n"runs": [\n' + ",\n".join(lines) + "\n]}\n"
-    (folder / RUNS).write_text(text)
-    np.savez_compressed(folder / PER_USER, **_per_user(results))  # type: ignore[arg-type]
+    arrays = BytesIO()
+    np.savez_compressed(arrays, **_per_user(results))  # type: ignore[arg-type]
+    contents = {PER_USER: arrays.getvalue(), RUNS: text.encode()}
+    parts = {name: (folder / name).with_suffix(".part") for name in contents}
+    for name, part in parts.items():  # both first, since there may be no other copy of the runs
+        part.write_bytes(contents[name])
+    for name, part in parts.items():
+        part.replace(folder / name)
+
+
+@contextmanager
+def kept_from_others(folder: Path) -> Iterator[None]:
+    """Lets processes that add to a folder do so one after the other, where there are locks."""
+    if sys.platform == "win32":
+        yield
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        with suppress(OSError):  # a file system without locks
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def read_archive(folder: Path, scratch: Path) -> tuple[Frame, list[Cell]]:
@@ -50,12 +78,21 @@ def read_archive(folder: Path, scratch: Path) -> tuple[Frame, list[Cell]]:
     Returns:
         The frame, and all cells, also those without a result.
     """
-    kept = read_plain(folder / RUNS)
-    frame = Frame(**kept["frame"])
-    with np.load(folder / PER_USER) as arrays:
-        users = {name: arrays[name] for name in arrays.files}
+    kept, users = read_plain(folder / RUNS), read_arrays(folder / PER_USER)
+    try:
+        return Frame(**kept["frame"]), _read_cells(kept["runs"], users, scratch)
+    except (KeyError, TypeError) as error:
+        raise ValueError(
+            f"{folder / RUNS} holds no runs as this version writes them ({error}). Restore it, or "
+            "take the version that wrote it."
+        ) from error
+
+
+def _read_cells(
+    runs: list[dict[str, Any]], users: dict[str, NDArray[Any]], scratch: Path
+) -> list[Cell]:
     cells = []
-    for plain in kept["runs"]:
+    for plain in runs:
         cell = _cell_of(plain, scratch)
         cell.folder.mkdir(parents=True)
         (cell.folder / "cell.json").write_text(json.dumps(list(cell.overrides)))
@@ -65,9 +102,10 @@ def read_archive(folder: Path, scratch: Path) -> tuple[Frame, list[Cell]]:
             write_json(from_json(plain["result"]), cell.folder / "result.json")
         if (name := _name(cell)) in users:
             values = users[name] * PER_USER_STEP
-            np.savez(cell.folder / "per_user.npz", **{users["metric"].item(): values})
+            of_metric: dict[str, Any] = {users["metric"].item(): values}
+            np.savez(cell.folder / "per_user.npz", **of_metric)
         cells.append(cell)
-    return frame, cells
+    return cells
 
 
 def _plain_cell(cell: Cell, result: Result | None) -> dict[str, Any]:

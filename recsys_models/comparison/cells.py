@@ -10,12 +10,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from threading import current_thread, main_thread
-from typing import IO, cast
+from typing import IO
 
 import numpy as np
 from numpy.typing import NDArray
 
-from recsys_models.report import Result, read_json, read_plain
+from recsys_models.report import Result, read_arrays, read_json, read_plain
 
 if sys.platform != "win32":
     import fcntl
@@ -66,10 +66,7 @@ class Cell:
     def per_user(self, metric: str) -> NDArray[np.float64] | None:
         """A test metric of every user, if the run has kept it."""
         path = self.folder / "per_user.npz"
-        if not path.is_file():
-            return None
-        with np.load(path) as arrays:
-            return cast(NDArray[np.float64] | None, arrays.get(metric))
+        return read_arrays(path).get(metric) if path.is_file() else None
 
     @property
     def last(self) -> Path:

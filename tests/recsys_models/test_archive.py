@@ -1,11 +1,14 @@
 """Runs that are kept in small files give the same page again."""
 
 import json
+import sys
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import numpy as np
 import pytest
 
+from recsys_models.compare import add_runs
 from recsys_models.comparison.archive import read_archive, write_archive
 from recsys_models.comparison.cells import run_missing
 from recsys_models.comparison.page import write_report
@@ -73,6 +76,56 @@ def test_long_schedules_and_curves_are_kept_where_they_change(tmp_path):
     assert plain["schedule"][0]["lr"]["a"] == 0.3333
     assert [row[0] for row in plain["curve"]] == [0, 25, 49]
     assert Result(**plain).test == long.test
+
+
+@pytest.mark.parametrize(
+    ("name", "damage", "message"),
+    [
+        ("per_user.npz", lambda whole: b"", "per_user.npz is damaged"),
+        ("per_user.npz", lambda whole: whole[:300], "per_user.npz is damaged"),
+        ("per_user.npz", lambda whole: whole[:500] + bytes(9) + whole[509:], "npz is damaged"),
+        ("runs.json", lambda whole: whole[:500], "runs.json is damaged"),
+        ("runs.json", lambda whole: b"[]", "runs.json holds no runs as this version writes them"),
+        ("runs.json", lambda whole: whole.replace(b'"title"', b'"new"'), "holds no runs as this"),
+        ("runs.json", lambda whole: whole.replace(b'"epochs"', b'"new"'), "holds no runs as this"),
+    ],
+)
+def test_what_is_damaged_is_named(name, damage, message, tmp_path, collected):
+    file = tmp_path / "kept" / name
+    file.write_bytes(damage(file.read_bytes()))
+    with pytest.raises(ValueError, match=message):
+        read_archive(tmp_path / "kept", tmp_path / "scratch")
+
+
+def test_metrics_per_user_of_a_run_that_are_damaged_are_named(tmp_path):
+    cell = cells(tmp_path)[0]
+    cell.folder.mkdir(parents=True)
+    (cell.folder / "per_user.npz").write_bytes(b"half")
+    with pytest.raises(ValueError, match=r"grid/seed0/per_user\.npz is damaged"):
+        cell.per_user("ndcg@10")
+
+
+def test_an_archive_that_cannot_be_written_whole_stays_as_it_was(tmp_path, collected):
+    before = {file.name: file.read_bytes() for file in (tmp_path / "kept").iterdir()}
+    (tmp_path / "kept" / "runs.part").mkdir()  # as where the disk is full
+    with pytest.raises(OSError, match=r"runs\.part"):
+        write_archive(tmp_path / "kept", FRAME, collected)
+    assert {name: (tmp_path / "kept" / name).read_bytes() for name in before} == before
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="has no such locks")
+def test_runs_that_two_processes_add_at_once_are_all_there(tmp_path):
+    planned = cells(tmp_path / "runs")
+    run_missing(planned, pretend, 1, lambda text: None)
+    kept = tmp_path / "kept"
+    write_archive(kept, FRAME, Results(planned[-1:], FRAME.metrics, FRAME.baseline))
+    with ThreadPoolExecutor(2) as pool:  # each call opens the folder anew, as a process does
+        for part in range(4):
+            pool.submit(add_runs, planned[3 * part : 3 * part + 3], kept, tmp_path / str(part))
+    _, found = read_archive(kept, tmp_path / "scratch")
+    assert sorted(cell.name for cell in found) == sorted(
+        cell.name for cell in [*planned[:12], planned[-1]]
+    )
 
 
 def test_it_is_small(tmp_path):
