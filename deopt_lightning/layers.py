@@ -68,13 +68,13 @@ def _by_owner(trainable: Sequence[str]) -> list[Layer]:
     owners: dict[str, list[str]] = {}
     for name in trainable:
         owners.setdefault(name.rpartition(".")[0], []).append(name)
-    return [Layer(owner or _root_name(owners), tuple(names)) for owner, names in owners.items()]
+    root = free_name("root", owners)
+    return [Layer(owner or root, tuple(names)) for owner, names in owners.items()]
 
 
-def _root_name(owners: Collection[str]) -> str:
-    """A name for parameters of the module itself that no submodule has."""
-    name = "root"
-    while name in owners:
+def free_name(name: str, taken: Collection[str]) -> str:
+    """A name that is not taken: this one, or with as many underscores as it needs."""
+    while name in taken:
         name += "_"
     return name
 

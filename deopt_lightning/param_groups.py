@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import nn
 from torch.optim import Optimizer
 
-from deopt_lightning.layers import Layer
+from deopt_lightning.layers import Layer, free_name
 
 FloatArray = NDArray[np.float64]
 
@@ -277,7 +277,9 @@ def _unique_names(
     parts: Sequence[_Part], layers: Sequence[Layer], user_groups: Sequence[Mapping[str, Any]]
 ) -> list[str]:
     """The user's names, with the layer's behind them in a split group, else the layers'."""
-    in_layers = [layers[part.layer].name if part.layer >= 0 else "frozen" for part in parts]
+    frozen = free_name("frozen", {layer.name for layer in layers})
+    in_layers = [layers[part.layer].name if part.layer >= 0 else frozen for part in parts]
+    counts = Counter(in_layers)
     pieces = Counter(part.user_index for part in parts)
     names = []
     for part, layer in zip(parts, in_layers, strict=True):
@@ -287,8 +289,9 @@ def _unique_names(
         elif own:
             names.append(f"{own}/{layer}")
         else:
-            names.append(layer if in_layers.count(layer) == 1 else f"{layer}/{part.user_index}")
+            names.append(layer if counts[layer] == 1 else f"{layer}/{part.user_index}")
+    counts = Counter(names)
     return [
-        name if names.count(name) == 1 else f"{name}/{part.user_index}"
+        name if counts[name] == 1 else f"{name}/{part.user_index}"
         for name, part in zip(names, parts, strict=True)
     ]

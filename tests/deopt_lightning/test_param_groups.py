@@ -156,6 +156,14 @@ def test_a_group_with_an_lr_of_zero_may_come_first() -> None:
     assert [g["lr"] for g in optimizer.param_groups] == pytest.approx([0, 0, 0.2, 0.3])
 
 
+def test_a_layer_called_frozen_and_frozen_parameters_have_different_names() -> None:
+    net = nn.ModuleDict({"frozen": nn.Linear(2, 2)})
+    net["frozen"].bias.requires_grad_(False)
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    split(net, optimizer)
+    assert [group["name"] for group in optimizer.param_groups] == ["frozen", "frozen_"]
+
+
 def test_frozen_parameters_keep_the_users_values() -> None:
     net = make_net()
     net[0].requires_grad_(False)
