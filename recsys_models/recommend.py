@@ -9,7 +9,6 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
 import numpy as np
@@ -18,6 +17,7 @@ import torch
 from torch import Tensor
 
 from recsys_models import models
+from recsys_models.checkpoints import read_checkpoint
 from recsys_models.data import Interactions, RecsysDataModule
 from recsys_models.data.interactions import IntArray
 from recsys_models.data.loaders import rows_of, users_within
@@ -108,11 +108,7 @@ def recommend(
 
 def _contents(checkpoint: Path) -> tuple[type[RecommenderModule], dict[str, Any]]:
     """Which model a checkpoint is of, and what it says of the data."""
-    with checkpoint.open("rb") as file:  # outside of what follows: it may be forbidden to read it
-        try:
-            saved = dict(torch.load(file, "cpu", weights_only=True))
-        except (EOFError, OSError, RuntimeError, TypeError, UnpicklingError, ValueError) as error:
-            raise ValueError(f"{checkpoint} is no checkpoint, or a damaged one.") from error
+    saved = read_checkpoint(checkpoint)
     name, state = saved.get(MODEL), saved.get(RecsysDataModule.__qualname__)
     if name not in models.__all__ or state is None:
         raise ValueError(

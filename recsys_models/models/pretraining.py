@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
-import torch
-
+from recsys_models.checkpoints import read_checkpoint
 from recsys_models.models.base import MODEL, OptimizerFactory
 from recsys_models.models.neumf import NeuMF
 
@@ -59,10 +57,7 @@ def _contents(name: str, file: Path) -> dict[str, Any]:
             f"{name} must be the checkpoint of a trained part; there is no file {file}. Give for "
             "example OUTPUT/checkpoints/best.ckpt."
         )
-    try:
-        saved: dict[str, Any] = torch.load(file, "cpu", weights_only=True)
-    except (EOFError, RuntimeError, UnpicklingError) as error:
-        raise ValueError(f"{name}: {file} is no checkpoint, or a damaged one.") from error
+    saved = read_checkpoint(file)
     if saved.get(MODEL) != NeuMF.__name__:
         raise ValueError(
             f"{name} must be the checkpoint of a NeuMF; got {file}, of {saved.get(MODEL)}. Train "

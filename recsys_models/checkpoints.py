@@ -1,0 +1,21 @@
+"""What a checkpoint file holds."""
+
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any
+
+import torch
+
+
+def read_checkpoint(file: Path) -> dict[str, Any]:
+    """The contents of a checkpoint, on the CPU.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: it is none, or damaged.
+    """
+    with file.open("rb") as opened:  # outside of what follows: it may be forbidden to read it
+        try:
+            return dict(torch.load(opened, "cpu", weights_only=True))
+        except (EOFError, OSError, RuntimeError, TypeError, UnpicklingError, ValueError) as error:
+            raise ValueError(f"{file} is no checkpoint, or a damaged one.") from error
