@@ -157,7 +157,8 @@ class Workers:
         for first in range(count):
             reader, writer = context.Pipe(duplex=False)
             _widen(writer)
-            life = partial(_work, self._task, first, numbers, writer, self._known)
+            readers = [*self._processes, reader]
+            life = partial(_work, self._task, first, numbers, readers, writer, self._known)
             process = context.Process(target=life, daemon=True)
             with warnings.catch_warnings(), _uncollected():
                 # Python 3.12 warns of locks that threads may hold.
@@ -187,7 +188,7 @@ class Workers:
             assert isinstance(reader, connection.Connection)
             try:
                 yield _Unpickler(io.BytesIO(reader.recv_bytes()), self._known).load()
-            except EOFError:
+            except (EOFError, OSError):  # the latter where it was amid a result
                 assert self._numbers is not None
                 self._numbers.end()
                 self._processes.pop(reader).join()
@@ -228,6 +229,7 @@ def _work(
     task: Callable[[int], Any],
     first: int,
     numbers: _Numbers,
+    readers: Sequence[connection.Connection],
     results: connection.Connection,
     known: list[object],
 ) -> None:
@@ -236,6 +238,8 @@ def _work(
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     torch.set_num_threads(1)  # threads that the main process started do not exist here
     numbers.end()  # of its own copy: the main process puts numbers in
+    for reader in readers:  # likewise; without a reader a result does not wait for one
+        reader.close()
     sent = None
     try:
         with ThreadPoolExecutor(1) as sender:  # the main process reads between tasks of its own

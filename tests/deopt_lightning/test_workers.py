@@ -8,8 +8,9 @@ import signal
 import time
 import warnings
 from contextlib import suppress
-from multiprocessing import active_children
+from multiprocessing import active_children, connection, get_context
 from pathlib import Path
+from threading import Timer
 from typing import Any
 
 import numpy as np
@@ -215,6 +216,59 @@ def test_results_larger_than_a_pipe_come_back_while_this_process_works() -> None
     results = dict(run_shared_out(lambda index: torch.full((100_000,), index), 7, 2))
     assert all(bool((tensor == index).all()) for index, tensor in results.items())
     assert sorted(results) == list(range(7))
+
+
+@pytest.fixture
+def open_in_tasks() -> Any:
+    """A pipe's ends; the first shows when nobody has the second, which the test closes, open."""
+    ends = os.pipe()
+    yield ends
+    os.close(ends[0])
+
+
+def test_a_process_that_dies_amid_a_result_is_redone(open_in_tasks: tuple[int, int]) -> None:
+    shows_end, held = open_in_tasks
+
+    def task(index: int) -> torch.Tensor:
+        if os.getpid() != MAIN:
+            time.sleep(0.2)  # so that the main process takes the other task
+            Timer(0.5, os.kill, [os.getpid(), signal.SIGKILL]).start()  # the pipe is full by then
+        elif index == 1:
+            os.close(held)
+            assert connection.wait([shows_end], 20)
+        return torch.full((2_000_000,), index)
+
+    with pytest.warns(UserWarning, match="stopped before 1 of 2 candidates were done"):
+        results = dict(run_shared_out(task, 2, 2))
+    assert all(bool((tensor == index).all()) for index, tensor in results.items())
+    assert sorted(results) == [0, 1]
+
+
+def test_no_process_stays_when_the_main_one_is_killed_amid_a_result(
+    open_in_tasks: tuple[int, int],
+) -> None:
+    shows_end, held = open_in_tasks
+
+    def train() -> None:
+        os.setpgrp()
+        dict(run_shared_out(task, 3, 3))
+
+    def task(index: int) -> torch.Tensor:
+        if os.getppid() == MAIN:
+            time.sleep(0.5)  # until the others have filled their pipes
+            os.kill(os.getpid(), signal.SIGKILL)
+        return torch.full((2_000_000,), index)
+
+    main = get_context("fork").Process(target=train)
+    main.start()
+    os.close(held)
+    main.join(20)
+    try:
+        assert main.exitcode == -signal.SIGKILL
+        assert connection.wait([shows_end], 20)
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(main.pid, signal.SIGKILL)
 
 
 def test_a_worker_goes_on_before_its_result_is_read(tmp_path: Path) -> None:
