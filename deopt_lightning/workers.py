@@ -15,6 +15,7 @@ import pickle
 import signal
 import struct
 import sys
+import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -41,6 +42,7 @@ if sys.platform == "linux":
 
 FloatArray = NDArray[np.float64]
 
+_STANDS_STILL = 60.0  # seconds without work after which a process waits for what never comes
 _PIPE_BYTES = 2**20  # as much as Linux gives anybody, unless it is set up otherwise
 
 
@@ -143,13 +145,22 @@ class Workers:
             left -= 1
             yield index, result
             del result
-            for found in self._results(wait=False):
+            for found in self._results(seconds=0):
                 left -= 1
                 yield found
         while left and self._processes:
-            for found in self._results(wait=True):
+            missing, before = left, self._processor_seconds()
+            for found in self._results(seconds=_STANDS_STILL):
                 left -= 1
                 yield found
+            if left == missing and self._processes and self._processor_seconds() == before:
+                rank_zero_warn(
+                    f"DEOptCallback: a worker process has done nothing for {_STANDS_STILL:g} s and "
+                    "is ended. It may wait for a thread of the main process, such as one of a "
+                    "pool that the module holds: a fork has none of them. Where this repeats, set "
+                    "workers=0."
+                )
+                self.close()
 
     def _fork(self, count: int) -> _Numbers:
         numbers = _Numbers()
@@ -178,13 +189,19 @@ class Workers:
             self._numbers.close()
             self._numbers = None
 
-    def _results(self, *, wait: bool) -> Iterator[tuple[int, Any]]:
-        """What processes have sent; on request, waits for it.
+    def _processor_seconds(self) -> list[float]:
+        """How long each process has computed; as much as before where none did anything."""
+        with suppress(OSError):  # of one that has ended
+            return [time.clock_gettime(~(p.pid or 0) << 3 | 2) for p in self._processes.values()]
+        return []
+
+    def _results(self, *, seconds: float) -> Iterator[tuple[int, Any]]:
+        """What processes have sent; waits for it for so long.
 
         Where one is gone the others are to end, too, when they have done all, so that what it has
         left undone shows.
         """
-        for reader in connection.wait(list(self._processes), None if wait else 0):
+        for reader in connection.wait(list(self._processes), seconds):
             assert isinstance(reader, connection.Connection)
             try:
                 yield _Unpickler(io.BytesIO(reader.recv_bytes()), self._known).load()

@@ -7,6 +7,7 @@ import os
 import signal
 import time
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from multiprocessing import active_children, connection, get_context
 from pathlib import Path
@@ -194,6 +195,32 @@ def test_a_process_that_died_while_it_waited_is_missed_by_nobody() -> None:
         wait_for_the_end({worker})
         assert set(dict(processes.run(6)).values()) == {MAIN}
         assert len(set(dict(processes.run(6)).values())) == 2
+
+
+def test_a_process_that_waits_for_a_thread_of_the_main_one_is_given_up(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("deopt_lightning.workers._STANDS_STILL", 1.0)
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(int).result()  # its thread exists from now on, but in no forked process
+        with pytest.warns(UserWarning, match="has done nothing for 1 s"):
+            results = dict(run_shared_out(lambda index: pool.submit(abs, -index).result(), 4, 2))
+    assert results == {index: index for index in range(4)}
+
+
+def test_a_process_that_works_for_long_is_not_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("deopt_lightning.workers._STANDS_STILL", 0.2)
+
+    def task(index: int) -> int:
+        end = time.monotonic() + (0 if os.getpid() == MAIN else 1.5)
+        while time.monotonic() < end:
+            pass
+        return os.getpid()
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        results = dict(run_shared_out(task, 3, 2))
+    assert len(set(results.values())) == 2
 
 
 @pytest.mark.parametrize("frozen_before", [False, True])
