@@ -97,6 +97,7 @@ class Workers:
         self._task = task
         self._count = count
         self._known = list(known)
+        self._stood_still = False
         self._numbers: _Numbers | None = None
         self._processes: dict[connection.Connection, ForkProcess] = {}  # by what they send
 
@@ -112,7 +113,7 @@ class Workers:
         A task runs here again if its process died or could not do it, after a warning.
         """
         missing = set(range(count))
-        if self._count > 1 and count > 1:
+        if self._count > 1 and count > 1 and not self._stood_still:
             for index, result in self._side_by_side(count):
                 missing.discard(index)
                 yield index, result
@@ -160,6 +161,7 @@ class Workers:
                     "pool that the module holds: a fork has none of them. Where this repeats, set "
                     "workers=0."
                 )
+                self._stood_still = True  # as its successors would
                 self.close()
 
     def _fork(self, count: int) -> _Numbers:

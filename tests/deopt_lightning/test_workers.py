@@ -203,9 +203,13 @@ def test_a_process_that_waits_for_a_thread_of_the_main_one_is_given_up(
     monkeypatch.setattr("deopt_lightning.workers._STANDS_STILL", 1.0)
     with ThreadPoolExecutor(1) as pool:
         pool.submit(int).result()  # its thread exists from now on, but in no forked process
-        with pytest.warns(UserWarning, match="has done nothing for 1 s"):
-            results = dict(run_shared_out(lambda index: pool.submit(abs, -index).result(), 4, 2))
-    assert results == {index: index for index in range(4)}
+        with Workers(lambda index: pool.submit(abs, -index).result(), 2) as processes:
+            with pytest.warns(UserWarning, match="has done nothing for 1 s"):
+                first = dict(processes.run(4))
+            with warnings.catch_warnings():
+                warnings.simplefilter("error")
+                again = dict(processes.run(4))
+    assert first == again == {index: index for index in range(4)}
 
 
 def test_a_process_that_works_for_long_is_not_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
