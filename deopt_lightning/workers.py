@@ -23,7 +23,7 @@ from contextlib import contextmanager, suppress
 from functools import partial
 from itertools import chain
 from mmap import mmap
-from multiprocessing import connection, get_context
+from multiprocessing import connection, current_process, get_context
 from multiprocessing.context import ForkProcess
 from typing import Any
 
@@ -67,6 +67,8 @@ def why_no_workers(trainer: pl.Trainer, batches: Batches) -> str | None:
     """Why a Trainer's process cannot be forked; None if it can."""
     if sys.platform != "linux":
         return f"they are forked, which is not safe on {sys.platform}"
+    if current_process().daemon:
+        return "this process is a daemon, which may start none"
     if torch.cuda.is_available() or torch.xpu.is_available():
         return "torch's gradients do not survive a fork where there is a GPU"
     if type(trainer.strategy).__name__ != "SingleDeviceStrategy":
