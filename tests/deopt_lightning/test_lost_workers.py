@@ -1,4 +1,4 @@
-"""Worker processes that die amid a result, lose their main process, or wait for what never comes."""
+"""Workers that die amid a result, lose their main process, or wait for what never comes."""
 
 from __future__ import annotations
 
