@@ -10,7 +10,7 @@ import json
 import os
 import sys
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import asdict
 from io import BytesIO
 from pathlib import Path
@@ -21,12 +21,10 @@ from numpy.typing import NDArray
 
 from recsys_models.comparison.cells import Cell
 from recsys_models.comparison.frame import Frame
+from recsys_models.comparison.locks import lock
 from recsys_models.comparison.results import PER_USER_STEP, Results
 from recsys_models.costs import corners
 from recsys_models.report import Result, from_json, read_arrays, read_plain, write_json
-
-if sys.platform != "win32":
-    import fcntl
 
 RUNS, PER_USER = "runs.json", "per_user.npz"
 DIGITS = 4
@@ -56,13 +54,12 @@ def write_archive(folder: Path, frame: Frame, results: Results) -> None:
 @contextmanager
 def kept_from_others(folder: Path) -> Iterator[None]:
     """Lets processes that add to a folder do so one after the other, where there are locks."""
-    if sys.platform == "win32":
+    if sys.platform == "win32":  # folders cannot be opened
         yield
         return
     descriptor = os.open(folder, os.O_RDONLY)
     try:
-        with suppress(OSError):  # a file system without locks
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        lock(descriptor, wait=True)
         yield
     finally:
         os.close(descriptor)

@@ -15,10 +15,8 @@ from typing import IO
 import numpy as np
 from numpy.typing import NDArray
 
+from recsys_models.comparison.locks import lock
 from recsys_models.report import Result, read_arrays, read_json, read_plain
-
-if sys.platform != "win32":
-    import fcntl
 
 
 @dataclass(frozen=True)
@@ -168,7 +166,7 @@ def run_missing(
         number, cell = numbered
         cell.folder.mkdir(parents=True, exist_ok=True)
         with (cell.folder / "cell.json").open("a") as own:
-            if not _lock(own):
+            if not lock(own, wait=False):
                 result, done = None, "another comparison is at it"
             elif (result := cell.result()) is not None:
                 done = "finished by another comparison"
@@ -194,18 +192,6 @@ def _said(result: Result, metrics: Sequence[str]) -> str:
     lacks = [name for name in metrics if name not in result.test]
     lack = f"; has no {', '.join(lacks)}, only {', '.join(result.test)}" if lacks else ""
     return f"{result.seconds:.0f} s{lack}"
-
-
-def _lock(file: IO[str]) -> bool:
-    """Keep others from a file until it is closed; whether it was free, as far as can be told."""
-    if sys.platform != "win32":
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return False
-        except OSError:  # a file system without locks
-            return True
-    return True
 
 
 def finished_of(cells: Iterable[Cell]) -> dict[Cell, Result]:
