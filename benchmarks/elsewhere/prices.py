@@ -3,6 +3,7 @@
 import lightning as L
 import polars as pl
 import torch
+from task import Task
 from torch import nn
 from torch.nn.functional import mse_loss
 from torch.utils.data import DataLoader, TensorDataset
@@ -57,7 +58,7 @@ class Diamonds(L.LightningDataModule):
         return DataLoader(self.parts[2], batch_size=len(self.parts[2]))
 
 
-class PriceNetwork(L.LightningModule):
+class PriceNetwork(Task):
     """Three hidden layers; the mean squared error of the standardised logarithm of the price.
 
     Args:
@@ -66,8 +67,7 @@ class PriceNetwork(L.LightningModule):
     """
 
     def __init__(self, optimizer, width: int = 128) -> None:
-        super().__init__()
-        self.make_optimizer = optimizer
+        super().__init__(optimizer)
         hidden = [nn.LazyLinear(width), nn.ReLU()]
         for _ in range(2):
             hidden += [nn.Linear(width, width), nn.ReLU()]
@@ -79,21 +79,6 @@ class PriceNetwork(L.LightningModule):
         features, prices = batch
         return mse_loss(self.net(features).squeeze(1), prices)
 
-    def training_step(self, batch, batch_idx):
-        """The loss alone."""
-        return self.training_loss(batch)
-
-    def validation_step(self, batch, batch_idx):
+    def judge(self, batch, stage):
         """Logs the share of the variance that is explained."""
-        self._judge(batch, "val")
-
-    def test_step(self, batch, batch_idx):
-        """Logs the share of the variance that is explained."""
-        self._judge(batch, "test")
-
-    def _judge(self, batch, stage):
         self.log(f"{stage}/r2", 1 - self.training_loss(batch) / batch[1].var(correction=0))
-
-    def configure_optimizers(self):
-        """One optimizer over all parameters."""
-        return self.make_optimizer(self.parameters())

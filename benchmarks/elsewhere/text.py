@@ -5,6 +5,7 @@ from pathlib import Path
 
 import lightning as L
 import torch
+from task import Task
 from torch import nn
 from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader, TensorDataset
@@ -52,7 +53,7 @@ class SourceText(L.LightningDataModule):
         return DataLoader(self.parts[2], batch_size=512)
 
 
-class LanguageModel(L.LightningModule):
+class LanguageModel(Task):
     """Predicts each byte from those before it in its window, by pre-norm transformer layers.
 
     Args:
@@ -63,8 +64,7 @@ class LanguageModel(L.LightningModule):
     """
 
     def __init__(self, optimizer, width: int = 64, layers: int = 2, window: int = 32) -> None:
-        super().__init__()
-        self.make_optimizer = optimizer
+        super().__init__(optimizer)
         self.symbols = nn.Embedding(SYMBOLS, width)
         self.positions = nn.Embedding(window, width)
         layer = nn.TransformerEncoderLayer(
@@ -82,22 +82,7 @@ class LanguageModel(L.LightningModule):
         scores = self.head(self.encoder(vectors, mask=self.mask, is_causal=True))
         return cross_entropy(scores.flatten(0, 1), windows[:, 1:].flatten())
 
-    def training_step(self, batch, batch_idx):
-        """The loss alone."""
-        return self.training_loss(batch)
-
-    def validation_step(self, batch, batch_idx):
+    def judge(self, batch, stage):
         """Logs the mean over all bytes."""
-        self._judge(batch, "val")
-
-    def test_step(self, batch, batch_idx):
-        """Logs the mean over all bytes."""
-        self._judge(batch, "test")
-
-    def _judge(self, batch, stage):
         loss = self.training_loss(batch)
         self.log(f"{stage}/log_likelihood", -loss, batch_size=len(batch[0]))
-
-    def configure_optimizers(self):
-        """One optimizer over all parameters."""
-        return self.make_optimizer(self.parameters())
