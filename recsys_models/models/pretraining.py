@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from recsys_models.checkpoints import read_checkpoint
+from recsys_models.data import RecsysDataModule
 from recsys_models.models.base import MODEL, OptimizerFactory
 from recsys_models.models.neumf import NeuMF
 
@@ -39,7 +40,7 @@ def pretrained_neumf(
     for name, file in (("gmf", Path(gmf)), ("mlp", Path(mlp))):
         saved = _contents(name, file)
         parts[name] = NeuMF.load_from_checkpoint(file, map_location="cpu")
-        pairs.add(saved.get("RecsysDataModule", {}).get("pairs"))
+        pairs.add(saved.get(RecsysDataModule.__qualname__, {}).get("pairs"))
         sizes = parts[name].num_users, parts[name].num_items
         if sizes != (num_users, num_items):
             raise ValueError(
