@@ -253,6 +253,8 @@ class MemberSearch:
         with Workers(train, workers, known) as processes:
             for index, result in processes.run(len(members)):
                 yield members[index], result
+            if processes.stood_still:
+                self._maker.workers = 0
 
     def _restore(self, member: int) -> None:
         """Makes the module what it is as a member's epoch begins; only where its state is held."""

@@ -108,6 +108,7 @@ class ProbeSearch:
                     with evaluate:
                         while len(candidates := search.ask()):
                             search.tell(evaluate(candidates))
+                self._maker.workers = evaluate.workers
         except BaseException:
             search.load_state_dict(before)
             raise

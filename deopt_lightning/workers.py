@@ -85,7 +85,7 @@ class Workers:
 
     The copies are made when the first tasks are to be run, and wait for further ones until the
     end of a ``with`` block. They do not see what this process changes meanwhile, but for arrays
-    from `shared_array`.
+    from `shared_array`. Where they have waited for what never comes, ``stood_still`` is true.
 
     Args:
         task: Must give the same result for an index in every process.
@@ -99,7 +99,7 @@ class Workers:
         self._task = task
         self._count = count
         self._known = list(known)
-        self._stood_still = False
+        self.stood_still = False
         self._numbers: _Numbers | None = None
         self._processes: dict[connection.Connection, ForkProcess] = {}  # by what they send
 
@@ -115,7 +115,7 @@ class Workers:
         A task runs here again if its process died or could not do it, after a warning.
         """
         missing = set(range(count))
-        if self._count > 1 and count > 1 and not self._stood_still:
+        if self._count > 1 and count > 1 and not self.stood_still:
             for index, result in self._side_by_side(count):
                 missing.discard(index)
                 yield index, result
@@ -159,11 +159,10 @@ class Workers:
             if left == missing and self._processes and self._processor_seconds() == before:
                 rank_zero_warn(
                     f"DEOptCallback: a worker process has done nothing for {_STANDS_STILL:g} s and "
-                    "is ended. It may wait for a thread of the main process, such as one of a "
-                    "pool that the module holds: a fork has none of them. Where this repeats, set "
-                    "workers=0."
+                    "is ended; no more are begun. It may wait for a thread of the main process, "
+                    "of which a fork has none, such as one of a pool that the module holds."
                 )
-                self._stood_still = True  # as its successors would
+                self.stood_still = True
                 self.close()
 
     def _fork(self, count: int) -> _Numbers:

@@ -54,8 +54,8 @@ class SequentialEvaluator:
         write: Writes a candidate's lr and weight decay into the parameter groups.
         take_snapshot: Takes a snapshot of the present state; used if ``keep_winner``.
         keep_winner: Keep the best candidate's trained state; costs one more copy in memory.
-        workers: Number of processes that share the candidates out among them, see
-            ``Workers``; each candidate is still scored as it would be here.
+        workers: Number of processes that share the candidates out among them, see ``Workers``; each
+            candidate is still scored as it would be here. 0 once they have stood still.
         on_scored: Called after each candidate, to show progress.
         winner: The best candidate so far, if it is kept.
         trainings: Number of probes trained so far.
@@ -95,6 +95,8 @@ class SequentialEvaluator:
                 self.winner = winner
             del winner  # so that the next one finds its memory free
             self.on_scored()
+        if self._processes.stood_still:
+            self.workers = 0
         return perf
 
     def _ask(self, vectors: FloatArray) -> None:

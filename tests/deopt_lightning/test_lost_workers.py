@@ -9,14 +9,17 @@ import warnings
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from multiprocessing import connection, get_context
+from pathlib import Path
 from threading import Timer
 from typing import Any
 
 import pytest
 import torch
 
+from deopt_lightning import DEOptCallback
 from deopt_lightning.workers import Workers
 from tests.deopt_lightning.test_workers import MAIN, run_shared_out
+from tests.tiny import TinyModel, fit
 
 
 @pytest.fixture
@@ -85,6 +88,27 @@ def test_a_process_that_waits_for_a_thread_of_the_main_one_is_given_up(
                 warnings.simplefilter("error")
                 again = dict(processes.run(4))
     assert first == again == {index: index for index in range(4)}
+
+
+@pytest.mark.parametrize("carry", ["population", "hyperparameters"])
+def test_a_run_whose_processes_stood_still_makes_no_more(
+    carry: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("deopt_lightning.workers._STANDS_STILL", 1.0)
+    options: dict[str, Any] = {} if carry == "population" else {"probe_steps": 2}
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(int).result()
+
+        class Pooled(TinyModel):
+            def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
+                pool.submit(int).result()
+                return super().training_step(batch, batch_idx)
+
+        callback = DEOptCallback("val_loss", population_size=4, workers=2, carry=carry, **options)
+        with pytest.warns(UserWarning, match="has done nothing for 1 s") as warned:
+            fit(tmp_path, [callback], model=Pooled, max_epochs=4)
+    assert len(callback.history) >= 3
+    assert sum("has done nothing for 1 s" in str(warning.message) for warning in warned) == 1
 
 
 def test_a_process_that_works_for_long_is_not_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
