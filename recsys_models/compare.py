@@ -64,6 +64,12 @@ def run(cfg: DictConfig, own_configs: str | None = None, command: str = "") -> l
             launch = launcher(own_configs)
             failed = run_missing(cells, launch, cfg.n_jobs, _say, frame.metrics)
         results = Results(cells, frame.metrics, frame.baseline)
+        if cfg.report_only and not results.of:
+            raise ValueError(
+                f"report_only=true makes a report of runs that have ended; {folder} has none of "
+                f"this comparison, such as {cells[0].folder}. Give the output_dir and the "
+                "selection that they were run with."
+            )
         if frame.baseline not in results.tuners:
             _say(f"no tests: the baseline {frame.baseline} is none of {', '.join(results.tuners)}")
         _report(folder, frame, results)

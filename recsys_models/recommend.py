@@ -90,8 +90,8 @@ def recommend(
     Returns:
         Columns user and item with the ids of the rating file, rank from 1, and score.
     """
-    if k < 1:
-        raise ValueError(f"k must be at least 1; got {k}. 10 is usual.")
+    if not isinstance(k, int | np.integer) or k < 1:
+        raise ValueError(f"k must be at least 1; got {k!r}. Give a whole number; 10 is usual.")
     data.setup()
     chosen = _positions(data, users)
     seen = _left_out(data, leave_out).csr()

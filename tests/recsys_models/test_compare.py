@@ -344,7 +344,7 @@ def test_runs_join_collected_ones_in_place_of_earlier_runs_of_the_same_cells(tmp
     assert "18 of 18 runs finished, seeds 0, 1" in (tmp_path / "kept" / "report.md").read_text()
 
 
-def test_bad_settings_end_in_one_clear_message(command, capsys):
+def test_bad_settings_end_in_one_clear_message(command, capsys, tmp_path):
     for wrong in (
         ["n_jobs=0"],
         ["tuners=[]"],
@@ -353,8 +353,10 @@ def test_bad_settings_end_in_one_clear_message(command, capsys):
         ["tuners=none"],
         ["seeds=0", "report_only=true"],
         ["metrics=ndcg@10"],
+        ["report_only=true"],
     ):
         with pytest.raises(SystemExit) as stopped:
             command(*wrong)
         assert stopped.value.code == 1
         assert capsys.readouterr().err.startswith("error: ")
+    assert not (tmp_path / "comparisons").exists()

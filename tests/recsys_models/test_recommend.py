@@ -183,6 +183,8 @@ def test_what_cannot_be_done_is_said(trained, refused, tmp_path):
     assert "1 of the users asked for" in unknown
     assert "'nobody'" in unknown
     assert "k must be at least 1; got 0" in refused(checkpoint, "--k", 0)
+    with pytest.raises(ValueError, match=r"k must be at least 1; got 2\.5\. Give a whole number"):
+        recommend(*load(checkpoint), k=2.5)
     assert "there is no checkpoint at" in refused(tmp_path / "none.ckpt")
     (tmp_path / "text.ckpt").write_text("no checkpoint")
     assert "is no checkpoint, or a damaged one" in refused(tmp_path / "text.ckpt")
