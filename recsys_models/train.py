@@ -9,6 +9,7 @@ import os
 import signal
 import sys
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from hydra.errors import InstantiationException
 from hydra.types import RunMode
 from hydra.utils import instantiate
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.utilities.rank_zero import rank_zero_warn
+from lightning.pytorch.utilities.rank_zero import rank_zero_only, rank_zero_warn
 from numpy.typing import NDArray
 from omegaconf import DictConfig
 
@@ -27,6 +28,7 @@ from recsys_models.baselines import EASE, MOST_ITEMS, MostPop
 from recsys_models.costs import Clock, best_so_far, total
 from recsys_models.data import RecsysDataModule
 from recsys_models.experiment import Experiment, drop_losers
+from recsys_models.locks import alone_in
 from recsys_models.metrics import evaluate
 from recsys_models.metrics.per_user import per_user
 from recsys_models.models import RecommenderModule
@@ -148,8 +150,11 @@ def _choice(group: str, otherwise: str) -> str:
 
 def _task(cfg: DictConfig) -> float:
     quieten()
+    # The first process of a distributed run speaks for all of them.
+    own = alone_in(Path(cfg.output_dir)) if rank_zero_only.rank == 0 else nullcontext()
     try:
-        return run(cfg)
+        with own:
+            return run(cfg)
     except (*USER_ERRORS, InstantiationException) as error:
         if os.environ.get("HYDRA_FULL_ERROR") == "1":
             raise

@@ -21,9 +21,9 @@ from numpy.typing import NDArray
 
 from recsys_models.comparison.cells import Cell
 from recsys_models.comparison.frame import Frame
-from recsys_models.comparison.locks import lock
 from recsys_models.comparison.results import PER_USER_STEP, Results
 from recsys_models.costs import corners
+from recsys_models.locks import lock
 from recsys_models.report import Result, from_json, read_arrays, read_plain, write_json
 
 RUNS, PER_USER = "runs.json", "per_user.npz"

@@ -15,7 +15,7 @@ from typing import IO
 import numpy as np
 from numpy.typing import NDArray
 
-from recsys_models.comparison.locks import lock
+from recsys_models.locks import lock
 from recsys_models.report import Result, read_arrays, read_json, read_plain
 
 
@@ -234,7 +234,8 @@ def launcher(config_dir: str | None) -> Launch:
         command = [sys.executable, "-m", "recsys_models.train", *own, *cell.overrides]
         if cell.last.is_file():  # of a training that was interrupted
             command.append(f"ckpt_path={_quoted(cell.last.resolve())}")
-        with (cell.folder / "log.txt").open("w") as log:
+        with (cell.folder / "log.txt").open("a") as log:  # to which another run may still write
+            log.truncate(0)
             status = _call([*command, f"hydra.run.dir={_quoted(folder)}"], log)
             if status < 0:
                 log.write(f"\nended by signal {-status} ({signal.strsignal(-status)})\n")

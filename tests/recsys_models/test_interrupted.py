@@ -73,3 +73,26 @@ def test_a_sweep_in_several_processes_begins_no_other_setting(tmp_path):
     status, *_ = interrupt([*command, "hydra.run.dir=out"], "out/**/last.ckpt", tmp_path)
     assert status != 0
     assert len(list(tmp_path.glob("out/points/*"))) <= 2
+
+
+def test_a_run_that_outlives_its_comparison_keeps_its_folder(tmp_path):
+    """Killed, a comparison cannot end what it has begun, and the same command starts it again."""
+    cell = tmp_path / "out" / "cells" / "synthetic" / "bpr_mf" / "none" / "seed0"
+    command = ["recsys_models.compare", "data=synthetic", "models=[bpr_mf]", "tuners=[none]"]
+    command += ["seeds=[0]", "output_dir=out", f"overrides={[f'+{SMALL}', *LONG]}"]
+
+    def kill(process):
+        os.kill(process, signal.SIGKILL)
+        again = subprocess.run(
+            [sys.executable, "-m", *command],
+            cwd=tmp_path,
+            env=os.environ | {"PYTHONPATH": str(ROOT)},
+            capture_output=True,
+            text=True,
+        )
+        said.append(again.stdout + again.stderr)
+
+    said = []
+    _, _, left = interrupt(command, "out/**/last.ckpt", tmp_path, kill)
+    assert left
+    assert f"seed 0: failed: error: another run is at work in {cell}. Wait until" in said[0]
