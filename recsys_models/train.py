@@ -151,7 +151,8 @@ def _choice(group: str, otherwise: str) -> str:
 def _task(cfg: DictConfig) -> float:
     quieten()
     # The first process of a distributed run speaks for all of them.
-    own = alone_in(Path(cfg.output_dir)) if rank_zero_only.rank == 0 else nullcontext()
+    first = getattr(rank_zero_only, "rank", 0) == 0
+    own = alone_in(Path(cfg.output_dir)) if first else nullcontext()
     try:
         with own:
             return run(cfg)
