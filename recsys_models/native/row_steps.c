@@ -40,42 +40,39 @@ static const float *sum_at(const visits *all, int64_t place) {
     return all->sum;
 }
 
-/* Writes rows and their momentum as steps without a gradient have left them.
+/* Writes rows as steps without a gradient have left them.
  *
  * table, buffer: (rows, dim), as they were last written; written_after: (rows,), the step of that;
- * products: (steps, 4), what the steps since do to the pair, see deferred.py; weights, momenta:
- * (count, dim).
+ * products: (steps, 4), what the steps since do to the pair, see deferred.py; weights: (count, dim).
  *
  * Returns whether it did; not where an id is out of bounds.
  */
-int caught_up_rows(const float *table, const float *buffer, int64_t rows, int64_t dim,
+int caught_up_rows(const float *table, int64_t rows, int64_t dim, const float *buffer,
                    const int32_t *written_after, const double *products, const int64_t *ids,
-                   int64_t count, float *weights, float *momenta) {
+                   int64_t count, float *weights) {
     if (!within(ids, count, rows)) return 0;
-    for (int64_t i = 0; i < count; i++, weights += dim, momenta += dim) {
+    for (int64_t i = 0; i < count; i++, weights += dim) {
         fetch_ahead(table, dim, ids, i, count);
         fetch_ahead(buffer, dim, ids, i, count);
         const double *own = products + 4 * written_after[ids[i]];
-        const float ww = own[0], mw = own[1], wm = own[2], mm = own[3];
+        const float ww = own[0], wm = own[2];
         const float *w = table + ids[i] * dim, *m = buffer + ids[i] * dim;
-        for (int64_t j = 0; j < dim; j++) {
-            weights[j] = ww * w[j] + wm * m[j];
-            momenta[j] = mw * w[j] + mm * m[j];
-        }
+        for (int64_t j = 0; j < dim; j++) weights[j] = ww * w[j] + wm * m[j];
     }
     return 1;
 }
 
-/* A step of SGD with momentum.
+/* A step of SGD with momentum, the `number`-th since all rows were current.
  *
- * table, buffer: (rows, dim), whose rows are overwritten; weights, momenta: the rows as they are,
- * (count, dim); where momenta is NULL, buffer holds them. last: memory for `rows` numbers.
+ * table, buffer, written_after, products: as above, (rows, dim), (rows,) and (steps, 4), all
+ * overwritten; weights: the rows as they are, (count, dim). last: memory for `rows` numbers.
  *
  * Returns whether it did; not where an id is out of bounds or there is no memory to do it in.
  */
-int momentum_rows(float *table, float *buffer, int64_t rows, int64_t dim, const int64_t *ids,
-                  int64_t count, const float *grad, const float *weights, const float *momenta,
-                  int64_t *last, double lr, double momentum, double decay) {
+int momentum_rows(float *table, float *buffer, int32_t *written_after, double *products,
+                  int64_t number, int64_t rows, int64_t dim, const int64_t *ids, int64_t count,
+                  const float *grad, const float *weights, int64_t *last, double lr,
+                  double momentum, double decay) {
     visits all;
     if (!begin(&all, ids, count, rows, dim, grad, last)) return 0;
     const float rate = lr, kept = momentum, pull = decay;
@@ -84,15 +81,23 @@ int momentum_rows(float *table, float *buffer, int64_t rows, int64_t dim, const 
         fetch_ahead(buffer, dim, ids, i, count);
         const float *sum = sum_at(&all, i);
         if (sum == NULL) continue;
+        const double *own = products + 4 * written_after[ids[i]];
+        const float mw = own[1], mm = own[3];
         float *to = table + ids[i] * dim, *velocity = buffer + ids[i] * dim;
-        const float *w = weights + i * dim, *m = momenta == NULL ? velocity : momenta + i * dim;
+        const float *w = weights + i * dim;
         for (int64_t j = 0; j < dim; j++) {
-            const float next = kept * m[j] + (sum[j] + pull * w[j]);
+            const float next = kept * (mw * to[j] + mm * velocity[j]) + (sum[j] + pull * w[j]);
             velocity[j] = next;
             to[j] = w[j] - rate * next;
         }
+        written_after[ids[i]] = number;
     }
     free(all.before);
+    for (double *pair = products; pair < products + 4 * number; pair += 2) {
+        const double w = pair[0], m = pair[1];
+        pair[0] = (1 - lr * decay) * w - lr * momentum * m;
+        pair[1] = decay * w + momentum * m;
+    }
     return 1;
 }
 

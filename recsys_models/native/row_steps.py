@@ -7,16 +7,16 @@ from torch import Tensor
 
 from recsys_models.native.library import DOUBLE, INT64, POINTER, fits, function
 
-_CATCH_UP = (POINTER, POINTER, INT64, INT64, *[POINTER] * 3, INT64, POINTER, POINTER)
+_CATCH_UP = (POINTER, INT64, INT64, POINTER, POINTER, POINTER, POINTER, INT64, POINTER)
 _VISIT = (INT64, INT64, POINTER, INT64, POINTER, POINTER)
-_MOMENTUM = (POINTER, POINTER, *_VISIT, POINTER, POINTER, *[DOUBLE] * 3)
+_MOMENTUM = (POINTER, POINTER, POINTER, POINTER, INT64, *_VISIT, POINTER, *[DOUBLE] * 3)
 _ADAM = (POINTER, POINTER, POINTER, *_VISIT, POINTER, *[DOUBLE] * 6)
 
 
 def caught_up_rows(
     table: Tensor, momentum: Tensor, written_after: Tensor, products: Tensor, ids: Tensor
-) -> list[Tensor] | None:
-    """Rows and their momentum with all deferred steps done, see ``deferred.caught_up``.
+) -> Tensor | None:
+    """Rows with all deferred steps done, see ``deferred.caught_up``.
 
     Args:
         table: shape (rows, dim).
@@ -26,44 +26,43 @@ def caught_up_rows(
         ids: of the rows, shape (n,).
 
     Returns:
-        Two tensors of shape (n, dim); None where torch has to work it out.
+        Shape (n, dim); None where torch has to work it out.
     """
-    if not (
-        fits(torch.float32, table, momentum)
-        and fits(torch.int64, ids)
-        and fits(torch.int32, written_after)
-        and fits(torch.float64, products)
-    ):
+    if not (_fit(table, momentum, written_after, products) and fits(torch.int64, ids)):
         return None
     if (catch_up := function("caught_up_rows", _CATCH_UP)) is None:
         return None
-    found = [table.new_empty(len(ids), table.shape[1]) for _ in range(2)]
+    found = table.new_empty(len(ids), table.shape[1])
     done = catch_up(
-        *(table.data_ptr(), momentum.data_ptr(), *table.shape, written_after.data_ptr()),
-        *(products.data_ptr(), ids.data_ptr(), len(ids), *(each.data_ptr() for each in found)),
+        *(table.data_ptr(), *table.shape, momentum.data_ptr(), written_after.data_ptr()),
+        *(products.data_ptr(), ids.data_ptr(), len(ids), found.data_ptr()),
     )
     return found if done else None
 
 
 def momentum_rows(
     table: Tensor,
-    buffer: Tensor,
+    momentum: Tensor,
+    written_after: Tensor,
+    products: Tensor,
+    number: int,
     ids: Tensor,
     grad: Tensor,
     weights: Tensor,
-    momenta: Tensor | None,
     last: Tensor,
     options: tuple[float, ...],
 ) -> bool:
-    """A step of SGD with momentum; a row's gradients are summed.
+    """A step of SGD with momentum, which is deferred for all other rows.
 
     Args:
         table: shape (rows, dim), of which rows are overwritten.
-        buffer: the momentum, likewise.
+        momentum: likewise.
+        written_after: see ``deferred``, as are the next two; shape (rows,), int32.
+        products: shape (steps, 4), float64.
+        number: of this step, at least 1 and below ``steps``.
         ids: of the rows, shape (n,); one may stand there repeatedly.
-        grad: shape (n, dim).
+        grad: shape (n, dim); a row's gradients are summed.
         weights: the rows as they are, shape (n, dim).
-        momenta: their momentum as it is; None where the buffer has it.
         last: room to work in, shape (rows,), int64.
         options: lr, momentum and weight decay.
 
@@ -71,9 +70,9 @@ def momentum_rows(
         False where torch has to do it.
     """
     grad = grad.contiguous()
-    optional = () if momenta is None else (momenta,)
     if not (
-        fits(torch.float32, table, buffer, grad, weights, *optional)
+        _fit(table, momentum, written_after, products)
+        and fits(torch.float32, grad, weights)
         and fits(torch.int64, ids, last)
     ):
         return False
@@ -81,9 +80,9 @@ def momentum_rows(
         return False
     return bool(
         step(
-            *(table.data_ptr(), buffer.data_ptr(), *table.shape, ids.data_ptr(), len(ids)),
-            *(grad.data_ptr(), weights.data_ptr(), None if momenta is None else momenta.data_ptr()),
-            *(last.data_ptr(), *options),
+            *(table.data_ptr(), momentum.data_ptr(), written_after.data_ptr()),
+            *(products.data_ptr(), number, *table.shape, ids.data_ptr(), len(ids)),
+            *(grad.data_ptr(), weights.data_ptr(), last.data_ptr(), *options),
         )
     )
 
@@ -126,4 +125,13 @@ def adam_rows(
             *(ids.data_ptr(), len(ids), grad.data_ptr(), weights.data_ptr(), last.data_ptr()),
             *options,
         )
+    )
+
+
+def _fit(table: Tensor, momentum: Tensor, written_after: Tensor, products: Tensor) -> bool:
+    """Whether what is deferred is of the types that the functions take."""
+    return (
+        fits(torch.float32, table, momentum)
+        and fits(torch.int32, written_after)
+        and fits(torch.float64, products)
     )

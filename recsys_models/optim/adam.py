@@ -54,7 +54,7 @@ class RowSparseAdam(RowSparseOptimizer):
     def step_rows(self, table: Tensor, visit: Visit, group: dict[str, Any]) -> None:
         """Update rows and their moments."""
         state = self._state(table)
-        rows = *visit[:2], visit.vectors[0], self.places_of(table)
+        rows = *visit[:2], visit.weights, self.places_of(table)
         step = float(state["step"]) + 1
         named = group["lr"], *group["betas"], group["eps"], group["weight_decay"], step
         options = tuple(map(float, named))
@@ -64,7 +64,7 @@ class RowSparseAdam(RowSparseOptimizer):
         visit = self.summed(table, visit)
         tensors = [table, state["exp_avg"], state["exp_avg_sq"]]
         moments = [tensor.index_select(0, visit.ids) for tensor in tensors[1:]]
-        weights, first, second = updated = [*visit.vectors, *moments]
+        weights, first, second = updated = [visit.weights, *moments]
         _adam([weights], [visit.grad], [first], [second], [state["step"]], group)
         for tensor, values in zip(tensors, updated, strict=True):
             tensor.index_copy_(0, visit.ids, values)

@@ -19,8 +19,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from recsys_models import native
-
 LONGEST = 1024  # steps; then all rows are brought up to date, at a thousandth of a pass per step
 
 State = dict[str, Any]
@@ -36,50 +34,56 @@ def is_full(state: State) -> bool:
     return is_pending(state) and int(state["deferred_steps"]) == LONGEST
 
 
-def caught_up(
-    state: State, weights: Tensor, momentum: Tensor, rows: Tensor | slice
-) -> list[Tensor]:
-    """Weights and momentum of rows with all deferred steps done.
+def tensors_of(state: State) -> tuple[Tensor, Tensor, Tensor]:
+    """What steps that are deferred are worked out from, beside the table itself."""
+    return state["momentum_buffer"], state["written_after"], state["products"]
+
+
+def caught_up(state: State, table: Tensor, rows: Tensor | slice) -> list[Tensor]:
+    """Weights and momentum of rows with all deferred steps done, shape (n, dim).
 
     Args:
         state: the table's state, with something deferred.
-        weights: as they were last written, shape (n, dim).
-        momentum: likewise.
-        rows: which rows they are: ids, shape (n,), or a slice.
+        table: the table.
+        rows: ids, shape (n,), or a slice.
     """
-    after = state["written_after"][rows]
-    factors = state["products"].to(weights.dtype).index_select(0, after)
+    momentum, written_after, products = tensors_of(state)
+    factors = products.to(table.dtype).index_select(0, written_after[rows])
     ww, mw, wm, mm = factors.split(1, dim=1)
-    return [(ww * weights).add_(wm * momentum), (mw * weights).add_(mm * momentum)]
+    weights, velocity = table[rows], momentum[rows]
+    return [(ww * weights).add_(wm * velocity), (mw * weights).add_(mm * velocity)]
 
 
-def caught_up_rows(state: State, table: Tensor, momentum: Tensor, ids: Tensor) -> list[Tensor]:
-    """The same of rows by their ids, shape (n,); table and momentum have all rows."""
-    found = native.caught_up_rows(table, momentum, state["written_after"], state["products"], ids)
-    if found is not None:
-        return found
-    return caught_up(state, table.index_select(0, ids), momentum.index_select(0, ids), ids)
-
-
-def defer(state: State, table: Tensor, matrix: list[list[float]], written: Tensor) -> None:
-    """Defer one step of all rows of a table but those that were just written.
+def begin_step(state: State, table: Tensor) -> int:
+    """Count a step, which is then to be deferred for all rows of a table that it does not write.
 
     Args:
         state: the table's state, not full.
         table: the table.
-        matrix: M of this step.
-        written: ids of the rows that have taken the step, shape (n,).
+
+    Returns:
+        The step's number, from 1.
     """
     if not is_pending(state):
         identity = torch.eye(2, dtype=torch.float64, device=table.device)
         state["products"] = identity.view(1, 4).repeat(LONGEST + 1, 1)
         state["written_after"] = torch.zeros(len(table), dtype=torch.int32, device=table.device)
         state["deferred_steps"] = torch.tensor(0)
-    now = int(state["deferred_steps"]) + 1
+    return int(state["deferred_steps"].add_(1))
+
+
+def defer(state: State, matrix: list[list[float]], written: Tensor) -> None:
+    """Defer the step that has begun, of all rows but those that were just written.
+
+    Args:
+        state: the table's state.
+        matrix: M of this step.
+        written: ids of the rows that have taken the step, shape (n,).
+    """
+    now = int(state["deferred_steps"])
     past = state["products"][:now]  # those from `now` on are still identities
     step = torch.tensor(matrix, dtype=torch.float64, device=past.device)
     past.copy_((past.view(-1, 2) @ step.T).view(-1, 4))
-    state["deferred_steps"].fill_(now)
     state["written_after"].index_fill_(0, written, now)
 
 

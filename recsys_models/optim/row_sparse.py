@@ -20,12 +20,12 @@ class Visit(NamedTuple):
     Attributes:
         ids: the rows, shape (n,).
         grad: their gradients, shape (n, dim).
-        vectors: what `RowSparseOptimizer.read` gave for them.
+        weights: the rows as they are, shape (n, dim).
     """
 
     ids: Tensor
     grad: Tensor
-    vectors: list[Tensor]
+    weights: Tensor
 
 
 class RowSparseOptimizer(Optimizer):
@@ -64,7 +64,7 @@ class RowSparseOptimizer(Optimizer):
     def lookup(self, table: Tensor, ids: Tensor) -> Tensor:
         """Rows of a table, brought up to date: from ids of shape (...) to (..., dim)."""
         if not torch.is_grad_enabled():
-            values = self.read(table, ids.flatten())[0]
+            values = self.read(table, ids.flatten())
         elif self.prefers_dense(table, ids.numel()):
             values = self.whole(table).index_select(0, ids.flatten())
         else:
@@ -150,17 +150,9 @@ class RowSparseOptimizer(Optimizer):
         """Whether so many look-ups name a good part of a table, so that a dense step is faster."""
         return len(table) <= _DENSE_UP_TO * count
 
-    def read(self, table: Tensor, ids: Tensor) -> list[Tensor]:
-        """Rows as all steps so far have left them, and other vectors of theirs that it takes.
-
-        Args:
-            table: the table.
-            ids: the rows, shape (n,).
-
-        Returns:
-            Tensors of shape (n, dim), first the rows.
-        """
-        return [table.index_select(0, ids)]
+    def read(self, table: Tensor, ids: Tensor) -> Tensor:
+        """Rows as all steps so far have left them: from ids of shape (n,) to (n, dim)."""
+        return table.index_select(0, ids)
 
     def is_pending(self, table: Tensor) -> bool:
         """Whether rows of the table may wait for an update."""
@@ -189,12 +181,12 @@ class RowSparseOptimizer(Optimizer):
             visit: the rows.
             repeat: whether the sum stands at all places of a row, or at one, with 0 at the others.
         """
-        ids, grad, vectors = visit
+        ids, grad, weights = visit
         places = self.places_of(table)
         places.scatter_(0, ids, torch.arange(len(ids), device=ids.device))
         own = places.index_select(0, ids)
         total = torch.zeros_like(grad).index_add_(0, own, grad)
-        return Visit(ids, total.index_select(0, own) if repeat else total, vectors)
+        return Visit(ids, total.index_select(0, own) if repeat else total, weights)
 
     def places_of(self, table: Tensor) -> Tensor:
         """Room to work in, one number for each row: shape (rows,), int64."""
@@ -207,9 +199,7 @@ class RowSparseOptimizer(Optimizer):
         visits = self._visits[table]
         if len(visits) == 1:
             return visits[0]
-        ids, grads, vectors = zip(*visits, strict=True)
-        joined = [torch.cat(parts) for parts in zip(*vectors, strict=True)]
-        return Visit(torch.cat(ids), torch.cat(grads), joined)
+        return Visit(*map(torch.cat, zip(*visits, strict=True)))
 
     def _dense_grad(self, parameter: Tensor) -> Tensor:
         """Its gradient with what came by rows, and by torch's own sparse gradients."""
@@ -234,16 +224,16 @@ class _Lookup(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, table: Tensor, ids: Tensor, optimizer: RowSparseOptimizer) -> Tensor:
-        vectors = optimizer.read(table, ids)
-        ctx.save_for_backward(ids, *vectors)
+        weights = optimizer.read(table, ids)
+        ctx.save_for_backward(ids, weights)
         ctx.table, ctx.optimizer = table, optimizer
-        return vectors[0]
+        return weights
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[None, None, None]:
-        ids, *vectors = ctx.saved_tensors
-        ctx.optimizer.receive(ctx.table, Visit(ids, grad, vectors))
+        ids, weights = ctx.saved_tensors
+        ctx.optimizer.receive(ctx.table, Visit(ids, grad, weights))
         return None, None, None
 
 

@@ -43,13 +43,14 @@ class RowSparseSGD(RowSparseOptimizer):
         check_not_negative("momentum", momentum)
         super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
 
-    def read(self, table: Tensor, ids: Tensor) -> list[Tensor]:
-        """Rows as all steps so far have left them, and their momentum if it is behind, too."""
+    def read(self, table: Tensor, ids: Tensor) -> Tensor:
+        """Rows as all steps so far have left them: from ids of shape (n,) to (n, dim)."""
         state = self._state_of(table)
         if deferred.is_pending(state):
-            return deferred.caught_up_rows(state, table, state["momentum_buffer"], ids)
+            found = native.caught_up_rows(table, *deferred.tensors_of(state), ids)
+            return deferred.caught_up(state, table, ids)[0] if found is None else found
         rows = table.index_select(0, ids)
-        return [rows.mul_(float(state["scale"])) if "scale" in state else rows]
+        return rows.mul_(float(state["scale"])) if "scale" in state else rows
 
     def is_pending(self, table: Tensor) -> bool:
         """Whether rows of the table may wait for an update."""
@@ -62,12 +63,9 @@ class RowSparseSGD(RowSparseOptimizer):
         if "scale" in state:
             table.mul_(float(state.pop("scale")))
         elif deferred.is_pending(state):
-            momentum = state["momentum_buffer"]
             for start in range(0, len(table), _ROWS_AT_A_TIME):
                 rows = slice(start, start + _ROWS_AT_A_TIME)
-                table[rows], momentum[rows] = deferred.caught_up(
-                    state, table[rows], momentum[rows], rows
-                )
+                table[rows], state["momentum_buffer"][rows] = deferred.caught_up(state, table, rows)
             deferred.settle(state)
 
     def step_rows(self, table: Tensor, visit: Visit, group: dict[str, Any]) -> None:
@@ -97,17 +95,19 @@ class RowSparseSGD(RowSparseOptimizer):
 
     def _step_with_momentum(self, table: Tensor, visit: Visit, group: dict[str, Any]) -> None:
         lr, momentum, decay = (float(group[key]) for key in ("lr", "momentum", "weight_decay"))
-        buffer = self._momentum_of(table)
-        weights, *rest = visit.vectors
-        rows = *visit[:2], weights, rest[0] if rest else None, self.places_of(table)
-        if not native.momentum_rows(table, buffer, *rows, (lr, momentum, decay)):
-            visit = self.summed(table, visit)
-            momentum_rows = rest[0] if rest else buffer.index_select(0, visit.ids)
-            _sgd([weights], [visit.grad], [momentum_rows], group)
-            table.index_copy_(0, visit.ids, weights)
-            buffer.index_copy_(0, visit.ids, momentum_rows)
+        state, buffer = self.state[table], self._momentum_of(table)
+        number = deferred.begin_step(state, table)
+        places, options = self.places_of(table), (lr, momentum, decay)
+        behind = deferred.tensors_of(state)
+        if native.momentum_rows(table, *behind, number, *visit, places, options):
+            return
+        ids, grad, weights = self.summed(table, visit)
+        momentum_rows = deferred.caught_up(state, table, ids)[1]
+        _sgd([weights], [grad], [momentum_rows], group)
+        table.index_copy_(0, ids, weights)
+        buffer.index_copy_(0, ids, momentum_rows)
         matrix = [[1 - lr * decay, -lr * momentum], [decay, momentum]]
-        deferred.defer(self.state[table], table, matrix, visit.ids)
+        deferred.defer(state, matrix, ids)
 
     def step_dense(self, params: list[Tensor], grads: list[Tensor], group: dict[str, Any]) -> None:
         """Update whole parameters as ``torch.optim.SGD`` does."""

@@ -59,13 +59,11 @@ def steps(tensors, ids):
     table, first, second = tensors
     grad, places = torch.ones(len(ids), 2, dtype=table.dtype), torch.zeros(5, dtype=torch.int64)
     visit = ids, grad, grad
+    behind = first, torch.zeros(5, dtype=torch.int32), torch.ones(2, 4).double()
     return [
-        native.momentum_rows(table, first, *visit, None, places, (0.1, 0.9, 0.0)),
+        native.momentum_rows(table, *behind, 1, *visit, places, (0.1, 0.9, 0.0)),
         native.adam_rows(*tensors, *visit, places, (0.1, 0.9, 0.99, 1e-8, 0.0, 1.0)),
-        native.caught_up_rows(
-            table, first, torch.zeros(5, dtype=torch.int32), torch.ones(2, 4).double(), ids
-        )
-        is not None,
+        native.caught_up_rows(table, *behind, ids) is not None,
     ]
 
 
