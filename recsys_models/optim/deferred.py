@@ -49,7 +49,7 @@ def caught_up(state: State, table: Tensor, rows: Tensor | slice) -> list[Tensor]
     """
     momentum, written_after, products = tensors_of(state)
     factors = products.to(table.dtype).index_select(0, written_after[rows])
-    ww, mw, wm, mm = factors.split(1, dim=1)
+    ww, mw, wm, mm = factors.unsqueeze(-1).unbind(1)  # each (n, 1)
     weights, velocity = table[rows], momentum[rows]
     return [(ww * weights).add_(wm * velocity), (mw * weights).add_(mm * velocity)]
 
