@@ -34,7 +34,7 @@ def function(name: str, argument_types: tuple[type, ...]) -> Callable[..., int] 
     """A function of the library, which returns whether it could do its work.
 
     Returns:
-        None where the library cannot be compiled; the reason is logged once, as information.
+        None where the library cannot be compiled; the reason is logged once, as a warning.
     """
     library = _library()
     return None if library is None else _typed(library, name, argument_types)
@@ -86,7 +86,7 @@ def _library() -> ctypes.CDLL | None:
     try:
         return ctypes.CDLL(str(_compiled()))
     except (OSError, RuntimeError, subprocess.SubprocessError) as error:
-        _log.info("Torch does what C would do faster, which cannot be compiled: %s", error)
+        _log.warning("Torch does what C would do faster, which cannot be compiled: %s", error)
         return None
 
 
