@@ -65,14 +65,13 @@ int caught_up_rows(const float *table, int64_t rows, int64_t dim, const float *b
 /* A step of SGD with momentum, the `number`-th since all rows were current.
  *
  * table, buffer, written_after, products: as above, (rows, dim), (rows,) and (steps, 4), all
- * overwritten; weights: the rows as they are, (count, dim). last: memory for `rows` numbers.
+ * overwritten; last: memory for `rows` numbers.
  *
  * Returns whether it did; not where an id is out of bounds or there is no memory to do it in.
  */
 int momentum_rows(float *table, float *buffer, int32_t *written_after, double *products,
                   int64_t number, int64_t rows, int64_t dim, const int64_t *ids, int64_t count,
-                  const float *grad, const float *weights, int64_t *last, double lr,
-                  double momentum, double decay) {
+                  const float *grad, int64_t *last, double lr, double momentum, double decay) {
     visits all;
     if (!begin(&all, ids, count, rows, dim, grad, last)) return 0;
     const float rate = lr, kept = momentum, pull = decay;
@@ -82,13 +81,12 @@ int momentum_rows(float *table, float *buffer, int32_t *written_after, double *p
         const float *sum = sum_at(&all, i);
         if (sum == NULL) continue;
         const double *own = products + 4 * written_after[ids[i]];
-        const float mw = own[1], mm = own[3];
-        float *to = table + ids[i] * dim, *velocity = buffer + ids[i] * dim;
-        const float *w = weights + i * dim;
+        const float ww = own[0], mw = own[1], wm = own[2], mm = own[3];
+        float *w = table + ids[i] * dim, *m = buffer + ids[i] * dim;
         for (int64_t j = 0; j < dim; j++) {
-            const float next = kept * (mw * to[j] + mm * velocity[j]) + (sum[j] + pull * w[j]);
-            velocity[j] = next;
-            to[j] = w[j] - rate * next;
+            const float weight = ww * w[j] + wm * m[j], velocity = mw * w[j] + mm * m[j];
+            m[j] = kept * velocity + (sum[j] + pull * weight);
+            w[j] = weight - rate * m[j];
         }
         written_after[ids[i]] = number;
     }
@@ -103,15 +101,13 @@ int momentum_rows(float *table, float *buffer, int32_t *written_after, double *p
 
 /* A step of Adam, the `step`-th.
  *
- * table, first, second: (rows, dim), whose rows are overwritten; weights: the rows as they are,
- * (count, dim). last: memory for `rows` numbers.
+ * table, first, second: (rows, dim), whose rows are overwritten; last: memory for `rows` numbers.
  *
  * Returns as the above.
  */
 int adam_rows(float *table, float *first, float *second, int64_t rows, int64_t dim,
-              const int64_t *ids, int64_t count, const float *grad, const float *weights,
-              int64_t *last, double lr, double beta1, double beta2, double eps, double decay,
-              double step) {
+              const int64_t *ids, int64_t count, const float *grad, int64_t *last, double lr,
+              double beta1, double beta2, double eps, double decay, double step) {
     visits all;
     if (!begin(&all, ids, count, rows, dim, grad, last)) return 0;
     const float rate = lr / (1 - pow(beta1, step)), root = sqrt(1 - pow(beta2, step));
@@ -123,13 +119,12 @@ int adam_rows(float *table, float *first, float *second, int64_t rows, int64_t d
         fetch_ahead(second, dim, ids, i, count);
         const float *sum = sum_at(&all, i);
         if (sum == NULL) continue;
-        float *to = table + ids[i] * dim, *m = first + ids[i] * dim, *v = second + ids[i] * dim;
-        const float *w = weights + i * dim;
+        float *w = table + ids[i] * dim, *m = first + ids[i] * dim, *v = second + ids[i] * dim;
         for (int64_t j = 0; j < dim; j++) {
             const float g = sum[j] + pull * w[j];
             m[j] = kept1 * m[j] + new1 * g;
             v[j] = kept2 * v[j] + new2 * g * g;
-            to[j] = w[j] - rate * m[j] / (sqrtf(v[j]) / root + least);
+            w[j] -= rate * m[j] / (sqrtf(v[j]) / root + least);
         }
     }
     free(all.before);

@@ -8,7 +8,7 @@ from torch import Tensor
 from recsys_models.native.library import DOUBLE, INT64, POINTER, fits, function
 
 _CATCH_UP = (POINTER, INT64, INT64, POINTER, POINTER, POINTER, POINTER, INT64, POINTER)
-_VISIT = (INT64, INT64, POINTER, INT64, POINTER, POINTER)
+_VISIT = (INT64, INT64, POINTER, INT64, POINTER)
 _MOMENTUM = (POINTER, POINTER, POINTER, POINTER, INT64, *_VISIT, POINTER, *[DOUBLE] * 3)
 _ADAM = (POINTER, POINTER, POINTER, *_VISIT, POINTER, *[DOUBLE] * 6)
 
@@ -48,7 +48,6 @@ def momentum_rows(
     number: int,
     ids: Tensor,
     grad: Tensor,
-    weights: Tensor,
     last: Tensor,
     options: tuple[float, ...],
 ) -> bool:
@@ -62,7 +61,6 @@ def momentum_rows(
         number: of this step, at least 1 and below ``steps``.
         ids: of the rows, shape (n,); one may stand there repeatedly.
         grad: shape (n, dim); a row's gradients are summed.
-        weights: the rows as they are, shape (n, dim).
         last: room to work in, shape (rows,), int64.
         options: lr, momentum and weight decay.
 
@@ -72,7 +70,7 @@ def momentum_rows(
     grad = grad.contiguous()
     if not (
         _fit(table, momentum, written_after, products)
-        and fits(torch.float32, grad, weights)
+        and fits(torch.float32, grad)
         and fits(torch.int64, ids, last)
     ):
         return False
@@ -82,7 +80,7 @@ def momentum_rows(
         step(
             *(table.data_ptr(), momentum.data_ptr(), written_after.data_ptr()),
             *(products.data_ptr(), number, *table.shape, ids.data_ptr(), len(ids)),
-            *(grad.data_ptr(), weights.data_ptr(), last.data_ptr(), *options),
+            *(grad.data_ptr(), last.data_ptr(), *options),
         )
     )
 
@@ -93,7 +91,6 @@ def adam_rows(
     second: Tensor,
     ids: Tensor,
     grad: Tensor,
-    weights: Tensor,
     last: Tensor,
     options: tuple[float, ...],
 ) -> bool:
@@ -105,7 +102,6 @@ def adam_rows(
         second: the second moment, likewise.
         ids: of the rows, shape (n,); one may stand there repeatedly.
         grad: shape (n, dim).
-        weights: the rows as they are, shape (n, dim).
         last: room to work in, shape (rows,), int64.
         options: lr, both betas, eps, weight decay and the number of this step, from 1.
 
@@ -113,17 +109,14 @@ def adam_rows(
         False where torch has to do it.
     """
     grad = grad.contiguous()
-    if not (
-        fits(torch.float32, table, first, second, grad, weights) and fits(torch.int64, ids, last)
-    ):
+    if not (fits(torch.float32, table, first, second, grad) and fits(torch.int64, ids, last)):
         return False
     if (step := function("adam_rows", _ADAM)) is None:
         return False
     return bool(
         step(
             *(table.data_ptr(), first.data_ptr(), second.data_ptr(), *table.shape),
-            *(ids.data_ptr(), len(ids), grad.data_ptr(), weights.data_ptr(), last.data_ptr()),
-            *options,
+            *(ids.data_ptr(), len(ids), grad.data_ptr(), last.data_ptr(), *options),
         )
     )
 

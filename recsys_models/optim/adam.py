@@ -54,20 +54,19 @@ class RowSparseAdam(RowSparseOptimizer):
     def step_rows(self, table: Tensor, visit: Visit, group: dict[str, Any]) -> None:
         """Update rows and their moments."""
         state = self._state(table)
-        rows = *visit[:2], visit.weights, self.places_of(table)
+        rows = *visit, self.places_of(table)
         step = float(state["step"]) + 1
         named = group["lr"], *group["betas"], group["eps"], group["weight_decay"], step
         options = tuple(map(float, named))
         if native.adam_rows(table, state["exp_avg"], state["exp_avg_sq"], *rows, options):
             state["step"].fill_(step)
             return
-        visit = self.summed(table, visit)
+        ids, grad = self.summed(table, visit)
         tensors = [table, state["exp_avg"], state["exp_avg_sq"]]
-        moments = [tensor.index_select(0, visit.ids) for tensor in tensors[1:]]
-        weights, first, second = updated = [visit.weights, *moments]
-        _adam([weights], [visit.grad], [first], [second], [state["step"]], group)
+        weights, first, second = updated = [tensor.index_select(0, ids) for tensor in tensors]
+        _adam([weights], [grad], [first], [second], [state["step"]], group)
         for tensor, values in zip(tensors, updated, strict=True):
-            tensor.index_copy_(0, visit.ids, values)
+            tensor.index_copy_(0, ids, values)
 
     def step_dense(self, params: list[Tensor], grads: list[Tensor], group: dict[str, Any]) -> None:
         """Update whole parameters as ``torch.optim.Adam`` does."""

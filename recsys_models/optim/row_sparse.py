@@ -20,12 +20,10 @@ class Visit(NamedTuple):
     Attributes:
         ids: the rows, shape (n,).
         grad: their gradients, shape (n, dim).
-        weights: the rows as they are, shape (n, dim).
     """
 
     ids: Tensor
     grad: Tensor
-    weights: Tensor
 
 
 class RowSparseOptimizer(Optimizer):
@@ -181,12 +179,12 @@ class RowSparseOptimizer(Optimizer):
             visit: the rows.
             repeat: whether the sum stands at all places of a row, or at one, with 0 at the others.
         """
-        ids, grad, weights = visit
+        ids, grad = visit
         places = self.places_of(table)
         places.scatter_(0, ids, torch.arange(len(ids), device=ids.device))
         own = places.index_select(0, ids)
         total = torch.zeros_like(grad).index_add_(0, own, grad)
-        return Visit(ids, total.index_select(0, own) if repeat else total, weights)
+        return Visit(ids, total.index_select(0, own) if repeat else total)
 
     def places_of(self, table: Tensor) -> Tensor:
         """Room to work in, one number for each row: shape (rows,), int64."""
@@ -224,16 +222,15 @@ class _Lookup(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, table: Tensor, ids: Tensor, optimizer: RowSparseOptimizer) -> Tensor:
-        weights = optimizer.read(table, ids)
-        ctx.save_for_backward(ids, weights)
+        ctx.save_for_backward(ids)
         ctx.table, ctx.optimizer = table, optimizer
-        return weights
+        return optimizer.read(table, ids)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[None, None, None]:
-        ids, weights = ctx.saved_tensors
-        ctx.optimizer.receive(ctx.table, Visit(ids, grad, weights))
+        (ids,) = ctx.saved_tensors
+        ctx.optimizer.receive(ctx.table, Visit(ids, grad))
         return None, None, None
 
 

@@ -90,7 +90,7 @@ class RowSparseSGD(RowSparseOptimizer):
             scale = 1.0
         if scale != 1.0:
             state.setdefault("scale", torch.tensor(1.0, dtype=torch.float64)).fill_(scale)
-        if not native.add_rows(table, *visit[:2], -lr / scale):
+        if not native.add_rows(table, *visit, -lr / scale):
             table.index_add_(0, visit.ids, visit.grad * (-lr / scale))
 
     def _step_with_momentum(self, table: Tensor, visit: Visit, group: dict[str, Any]) -> None:
@@ -101,8 +101,8 @@ class RowSparseSGD(RowSparseOptimizer):
         behind = deferred.tensors_of(state)
         if native.momentum_rows(table, *behind, number, *visit, places, options):
             return
-        ids, grad, weights = self.summed(table, visit)
-        momentum_rows = deferred.caught_up(state, table, ids)[1]
+        ids, grad = self.summed(table, visit)
+        weights, momentum_rows = deferred.caught_up(state, table, ids)
         _sgd([weights], [grad], [momentum_rows], group)
         table.index_copy_(0, ids, weights)
         buffer.index_copy_(0, ids, momentum_rows)

@@ -58,7 +58,7 @@ def steps(tensors, ids):
     """Whether each of the functions took a step."""
     table, first, second = tensors
     grad, places = torch.ones(len(ids), 2, dtype=table.dtype), torch.zeros(5, dtype=torch.int64)
-    visit = ids, grad, grad
+    visit = ids, grad
     behind = first, torch.zeros(5, dtype=torch.int32), torch.ones(2, 4).double()
     return [
         native.momentum_rows(table, *behind, 1, *visit, places, (0.1, 0.9, 0.0)),
