@@ -39,7 +39,7 @@ class Space:
         lr: smallest and largest lr.
         weight_decay: smallest and largest weight decay; a smallest of 0 stands for a
             ten-thousandth of the largest.
-        own: the optimizer's own values, which every sweep tries first.
+        own: the optimizer's own values, with which all but the grid begin.
     """
 
     def __init__(self, lr: Bounds, weight_decay: Bounds, own: tuple[float, float]) -> None:
