@@ -192,7 +192,7 @@ class LayerControl:
             self.by_hand.append(index)
 
     def write(self, values: FloatArray) -> None:
-        """Eq. (1): puts (2N,) values into effect, first N learning rates, then N weight decays."""
+        """Puts (2N,) values into effect (Eq. 1), first N learning rates, then N weight decays."""
         for index, lr, weight_decay in self._parts(values):
             write_hyperparameters(self._optimizers[index], self.splits[index], lr, weight_decay)
 
