@@ -246,6 +246,7 @@ class MemberSearch:
             prepare(index)
             score = probe.score(validate=due)
             probe.loops.end_epoch()
+            end.drop_gradients()  # as the Trainer does before it validates
             return _Result(HeldState(take()), score)
 
         workers = self._maker.workers

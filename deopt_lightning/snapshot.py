@@ -151,6 +151,12 @@ class Snapshot:
         for part, part_state in self.stateful:
             part.load_state_dict(_copy(part_state))
 
+    def drop_gradients(self) -> None:
+        """Drops the present gradients of parameters that had none; nothing else is written."""
+        for parameter, gradient in self.gradients:
+            if gradient is None:
+                parameter.grad = None
+
     @property
     def nbytes(self) -> int:
         """Size of the copies of parameters, buffers and optimizer state."""

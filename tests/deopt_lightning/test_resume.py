@@ -15,7 +15,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from deopt_lightning import DEOptCallback
 from deopt_lightning.layer_control import DECAY_BOUNDS_FROM_ZERO, LayerControl
 from deopt_lightning.search_space import SearchSpace
-from tests.tiny import TinyModel, fit, needs_settled_epochs, same_state, val_loader
+from tests.tiny import ManualModel, TinyModel, fit, needs_settled_epochs, same_state, val_loader
 
 
 def make_callback(**options: Any) -> DEOptCallback:
@@ -98,6 +98,21 @@ def test_resumed_run_equals_the_unbroken_one(
     )
     assert len(resumed.schedule) == 4
     assert len(resumed.history) == (0 if carry == "chain" else 4)
+    assert comparable(resumed) == comparable(unbroken)
+    assert same_state(model.state_dict(), again.state_dict())
+
+
+def test_members_drop_the_gradients_that_the_trainer_drops_before_a_validation(
+    tmp_path: Path,
+) -> None:
+    # The model leaves gradients over at an epoch's end, and no checkpoint has them.
+    unbroken = make_callback(carry="population")
+    checkpoint = ModelCheckpoint(tmp_path, filename="{epoch}", save_top_k=-1)
+    model, _ = fit(tmp_path, [unbroken, checkpoint], model=ManualModel)
+
+    resumed = make_callback(carry="population")
+    path = str(tmp_path / "epoch=1.ckpt")
+    again, _ = fit(tmp_path / "resumed", [resumed], model=ManualModel, ckpt_path=path)
     assert comparable(resumed) == comparable(unbroken)
     assert same_state(model.state_dict(), again.state_dict())
 
