@@ -28,7 +28,7 @@ class Products(NamedTuple):
 
     def __call__(self, users: Tensor) -> Tensor:
         """From user ids, shape (B,), to fresh scores, shape (B, I)."""
-        vectors = self.users[users]
+        vectors = self.users.index_select(0, users)  # which refuses negative ids
         if self.item_bias is None:
             return vectors @ self.items.T
         return torch.addmm(self.item_bias, vectors, self.items.T)

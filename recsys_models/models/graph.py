@@ -94,6 +94,8 @@ class GraphRecommender(RecommenderModule):
 
     def training_loss(self, batch: TrainBatch) -> Tensor:
         """BPR loss of the batch."""
+        if not torch.compiler.is_compiling():  # in one table the next user would be an item
+            self._check_ids(batch.users, batch.items, batch.negatives)
         items = torch.cat([batch.items.unsqueeze(1), batch.negatives], dim=1) + self.num_users
         tables = self._propagated()
         scores = torch.stack([pair_scores(t, t, batch.users, items) for t in tables]).sum(0)

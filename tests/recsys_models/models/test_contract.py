@@ -237,6 +237,25 @@ def test_unknown_ids_in_ranking_are_named(trained, kind, field, bad):
         trained[1].validation_step(batch, 0)
 
 
+@pytest.mark.parametrize("user", [-1, NUM_USERS])
+def test_no_scores_for_users_that_the_model_does_not_know(trained, user):
+    for scorer in (trained[1].score_users, trained[1].scorer()):
+        with pytest.raises((IndexError, ValueError)):
+            scorer(torch.tensor([0, user]))
+
+
+@pytest.mark.parametrize(
+    ("field", "bad"),
+    [("users", -1), ("users", NUM_USERS), ("items", -1), ("negatives", NUM_ITEMS)],
+)
+def test_a_loss_asked_for_alone_knows_no_other_ids_either(trained, field, bad):
+    ids = torch.zeros(2, dtype=torch.int64)
+    batch = TrainBatch(ids, ids, ids.unsqueeze(1))
+    batch = batch._replace(**{field: torch.full_like(getattr(batch, field), bad)})
+    with pytest.raises((IndexError, ValueError)):
+        trained[1].training_loss(batch)
+
+
 def test_says_what_a_validation_logs(trained, data):
     model = trained[1]
     with torch.no_grad():
