@@ -132,7 +132,7 @@ class Probe:
         # Others wait for a process that has had an error in a step of all.
         if trainer.world_size > 1 or isinstance(error, _NEVER_DIVERGENCE):
             return False
-        if not _all_finite(trainer.lightning_module):
+        if _is_anomaly(error) or not _all_finite(trainer.lightning_module):
             return True
         to_blame = self.tried and os.getpid() == self._process  # a fork may lack something
         if to_blame:
@@ -144,6 +144,12 @@ class Probe:
 
 
 _NEVER_DIVERGENCE = (MisconfigurationException, torch.OutOfMemoryError)
+
+
+def _is_anomaly(error: Exception) -> bool:
+    """Whether torch refuses a gradient of NaN, as ``Trainer(detect_anomaly=True)`` has it do."""
+    refused = isinstance(error, RuntimeError) and "returned nan values" in str(error)
+    return refused and torch.is_anomaly_enabled()
 
 
 def _all_finite(module: torch.nn.Module) -> bool:

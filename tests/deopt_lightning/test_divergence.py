@@ -104,6 +104,24 @@ def test_a_member_whose_values_end_in_an_error_loses(limit: float, tmp_path: Pat
     assert (limit == math.inf) or told
 
 
+def test_a_gradient_that_detect_anomaly_refuses_is_a_divergence_from_the_first_generation_on(
+    tmp_path: Path,
+) -> None:
+    class NanGradient(TinyModel):
+        """At a high lr, that is of some members alone; its weights stay finite."""
+
+        def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
+            loss = super().training_step(batch, batch_idx)
+            high = max(group["lr"] for group in self.trainer.optimizers[0].param_groups) > 0.05
+            return loss * float("nan") if high else loss
+
+    callback = DEOptCallback("val_loss")
+    fit(tmp_path, [callback], model=NanGradient, detect_anomaly=True, max_epochs=1)
+    (record,) = callback.history
+    assert None in record["perf"]
+    assert record["perf"][record["leader"]] is not None
+
+
 def test_an_error_in_the_first_generation_is_the_users(tmp_path: Path) -> None:
     class Wrong(TinyModel):
         def training_step(self, batch: Any, batch_idx: int) -> torch.Tensor:
