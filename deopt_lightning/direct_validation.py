@@ -66,7 +66,7 @@ class DirectValidation:
                 with trainer.precision_plugin.val_step_context():
                     found = module.validation_metrics(self._batches())  # type: ignore[operator]
                 module.on_validation_end()
-            return {name: torch.as_tensor(v, dtype=torch.float32) for name, v in found.items()}
+            return {name: _as_logged(value) for name, value in found.items()}
         finally:
             for part, training in modes:
                 part.training = training
@@ -118,6 +118,14 @@ def equals_loop(loops: ProbeLoops, start: Snapshot) -> bool | None:
         return None
     finally:
         start.restore()
+
+
+def _as_logged(value: Any) -> Tensor:
+    """A value in the type in which Lightning logs it: the default's, and at least its own."""
+    kind = torch.promote_types(torch.float32, torch.get_default_dtype())
+    if isinstance(value, Tensor):
+        kind = torch.promote_types(kind, value.dtype)
+    return torch.as_tensor(value, dtype=kind)
 
 
 def _plain_of(trainer: pl.Trainer) -> dict[str, Any]:

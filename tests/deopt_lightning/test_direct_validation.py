@@ -261,3 +261,37 @@ def test_metrics_may_be_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     _, rows, *_ = run(tmp_path, model=SaysFloats, callbacks=[stopping], carry="population")
     assert taken == [True, True]
     assert rows[-1]["leader"] != 0
+
+
+class InDouble(SaysMetrics):
+    """Trains and logs in double precision."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.double()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.double())
+
+    def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
+        self.log("val_loss", torch.nn.functional.mse_loss(self(batch[0]), batch[1].double()))
+
+    def on_validation_epoch_end(self) -> None:
+        pass
+
+    def validation_metrics(self, batches: Iterable[Any]) -> dict[str, Tensor]:
+        sums = [len(x) * torch.nn.functional.mse_loss(self(x), y.double()) for x, y in batches]
+        return {"val_loss": sum(sums) / 32}
+
+
+@pytest.mark.parametrize("default", [torch.float32, torch.float64])
+def test_metrics_may_be_in_double_precision(
+    default: torch.dtype, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taken = was_direct(monkeypatch)
+    torch.set_default_dtype(default)
+    try:
+        run(tmp_path, model=InDouble)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert taken == [True, True]
