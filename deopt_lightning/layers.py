@@ -121,9 +121,11 @@ def _match_patterns(trainable: Sequence[str], patterns: LayerPatterns) -> list[L
         wanted = [pattern] if isinstance(pattern, str) else list(pattern)
         matched = [p for p in left if any(fnmatchcase(p, w) for w in wanted)]
         if not matched:
+            modules = [w for w in wanted if any(p.startswith(f"{w}.") for p in left)]
+            hint = f" Write '{modules[0]}.*' for all of {modules[0]}." if modules else ""
             raise ValueError(
                 f"Layer pattern {name!r} ({', '.join(wanted)}) matches no trainable parameter that "
-                f"an earlier pattern left over. Parameters: {', '.join(trainable)}."
+                f"an earlier pattern left over. Parameters: {', '.join(trainable)}.{hint}"
             )
         left = [p for p in left if p not in matched]
         layers.append(Layer(name, tuple(matched)))

@@ -70,6 +70,8 @@ def test_first_matching_pattern_wins_and_mapping_names_the_layers() -> None:
     [
         (["encoder.*"], "leave out trainable parameters: scale, head.weight, head.bias"),
         (["*", "head.*"], r"'head.\*' .* matches no trainable parameter"),
+        (["encoder", "*"], r"'encoder' .* no trainable .* Write 'encoder\.\*'"),
+        ({"all": ["heads", "encoder"]}, r"'all' .* Write 'encoder\.\*'"),
         ("head.*", "sequence or a mapping"),
         (3, "sequence or a mapping of patterns, at least one; got 3"),
         ([], r"at least one; got \[\]"),
