@@ -211,7 +211,7 @@ class DEOptCallback(Callback):
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Writes resumed values, after the Trainer has restored the optimizer."""
         assert self._search is not None
-        compatibility.check_epochs(trainer, self.carry)
+        compatibility.check_epochs(trainer, vars(self))
         if isinstance(self._search, MemberSearch):
             self._undo.callback(other_callbacks.watch(trainer))
         self._search.train_start(trainer)

@@ -97,26 +97,36 @@ def check_resumed(state: Mapping[str, Any], layers: list[str], carry: str) -> No
         )
 
 
-def check_epochs(trainer: pl.Trainer, carry: str) -> None:
-    """Refuses schedules that members cannot follow, and warns where only one epoch is to come.
+def check_epochs(trainer: pl.Trainer, arguments: Mapping[str, Any]) -> None:
+    """Refuses schedules that members cannot follow, and warns where too few epochs are to come.
 
     Args:
         trainer: A Trainer in `on_train_start`, which knows its data.
-        carry: As of DEOptCallback.
+        arguments: Those of DEOptCallback, by name.
 
     Raises:
         MisconfigurationException: Naming the option and the way out.
     """
     batches, steps = trainer.num_training_batches, trainer.max_steps
-    for config in trainer.lr_scheduler_configs if carry == "population" else ():
+    is_population = arguments["carry"] == "population"
+    for config in trainer.lr_scheduler_configs if is_population else ():
         if config.reduce_on_plateau and config.interval == "step" and config.frequency < batches:
             raise MisconfigurationException(
                 "DEOptCallback cannot let members follow ReduceLROnPlateau with interval='step' "
                 f"and frequency={config.frequency}, which looks at the Trainer's own steps. Set "
                 "interval='epoch', or carry='weights'."
             )
-    by_steps = steps != -1 and batches >= steps * trainer.accumulate_grad_batches
-    if not trainer.fast_dev_run and (by_steps or trainer.max_epochs == 1):  # type: ignore[attr-defined]
+    if trainer.fast_dev_run:  # type: ignore[attr-defined]
+        return
+    warmup, every = arguments["warmup_epochs"], arguments["every_n_epochs"]
+    epochs = math.inf if trainer.max_epochs in (None, -1) else trainer.max_epochs
+    if epochs < max(math.ceil(warmup / every), 1) * every:
+        rank_zero_warn(
+            "DEOptCallback searches nothing in this run: it ends before the first generation "
+            f"(max_epochs={epochs}, warmup_epochs={warmup}, every_n_epochs={every}). Lower the "
+            "latter two, or train for more epochs."
+        )
+    elif epochs == 1 or (steps != -1 and batches >= steps * trainer.accumulate_grad_batches):
         rank_zero_warn(
             "DEOptCallback changes lr and weight decay at the ends of epochs, and this run may be "
             f"over in its first (max_epochs={trainer.max_epochs}, max_steps={steps}, {batches} "

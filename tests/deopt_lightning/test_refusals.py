@@ -370,6 +370,25 @@ def test_a_run_of_one_epoch_is_remarked_on(
     assert any("this run may be over in its first" in text for text in texts) is told
 
 
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"warmup_epochs": 3}, True),
+        ({"every_n_epochs": 3}, True),
+        ({"warmup_epochs": 2}, False),
+        ({"every_n_epochs": 2}, False),
+    ],
+)
+def test_a_run_without_a_generation_is_remarked_on(
+    options: dict[str, Any], told: bool, tmp_path: Path, recwarn: pytest.WarningsRecorder
+) -> None:
+    callback = DEOptCallback("val_loss", **options)
+    fit(tmp_path, [callback], max_epochs=2)
+    texts = [str(warning.message) for warning in recwarn]
+    assert any("searches nothing in this run" in text for text in texts) is told
+    assert bool(callback.history) is not told
+
+
 class Unfreezes(TinyModel):
     """Adds a group to the optimizer, by hand, as its second epoch starts."""
 
