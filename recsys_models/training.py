@@ -55,7 +55,7 @@ class Training:
         if cfg.threads is not None:
             torch.set_num_threads(cfg.threads)
         self.model: L.LightningModule = instantiate(cfg.model, _convert_="all", **_sizes(data))
-        check_monitor(cfg.monitor, self.model)
+        check_monitor(cfg.monitor, self.model, cfg.mode)
         own = [instantiate(entry) for entry in cfg.callbacks.values()]
         # Tuners are known by what they offer, not by class: this package imports none of them.
         learning = next((c for c in own if hasattr(c, "schedule")), None)
@@ -120,10 +120,12 @@ def check_numbers(cfg: DictConfig) -> None:
         ("optimizer.weight_decay", number, -math.inf),
         ("trainer.max_epochs", (int, NoneType), -1),
         ("threads", (int, NoneType), 1),
+        ("seed", (int,), 0),
     ):
         value = OmegaConf.select(cfg, name, default=1)  # what is left out has a default
         if not isinstance(value, kinds) or (isinstance(value, int) and value < lowest):
-            what = "a number" if kinds is number else f"a whole number from {lowest} on, or null"
+            what = "a number" if kinds is number else f"a whole number from {lowest} on"
+            what += ", or null" if NoneType in kinds else ""
             raise ValueError(f"{name} must be {what}; got {value!r}.")
     for part, use in (("val", "chooses the epoch"), ("test", "is what a run reports")):
         if OmegaConf.select(cfg, f"trainer.limit_{part}_batches") == 0:

@@ -270,8 +270,8 @@ class RecommenderModule(L.LightningModule):
                 )
 
 
-def check_monitor(monitor: str, model: L.LightningModule) -> None:
-    """Raise where a recommender's validation will not log the metric."""
+def check_monitor(monitor: str, model: L.LightningModule, mode: str = "max") -> None:
+    """Raise where a recommender's validation will not log the metric, or the mode is not its."""
     metrics = getattr(model, "val_metrics", None)  # an own module may log what it likes
     names = [f"val/{name}" for name in getattr(metrics, "names", [])]
     if names and monitor not in names:
@@ -279,6 +279,10 @@ def check_monitor(monitor: str, model: L.LightningModule) -> None:
             f"monitor must be a metric that validation logs; got {monitor!r}. "
             f"Choose one of {', '.join(names)}, or add its K with +model.top_k=[...], in the "
             "Lightning CLI with --model.top_k=[...]."
+        )
+    if names and mode != "max":
+        raise ValueError(
+            f"mode must be 'max' for {monitor}, which is better the larger it is; got {mode!r}."
         )
 
 
