@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 from omegaconf import DictConfig
 
 from recsys_models.baselines import EASE, MOST_ITEMS, MostPop
+from recsys_models.checkpoints import read_checkpoint
 from recsys_models.costs import Clock, best_so_far, total
 from recsys_models.data import RecsysDataModule
 from recsys_models.experiment import Experiment, drop_losers
@@ -79,6 +80,8 @@ def run(cfg: DictConfig) -> float:
     sweep: Sweep | None = instantiate(cfg.tuner.get("sweep"))
     if sweep is None:
         training = Training(cfg, experiment.data, goes_on=cfg.ckpt_path is not None)
+        if cfg.ckpt_path is not None and Path(cfg.ckpt_path).is_file():
+            read_checkpoint(Path(cfg.ckpt_path))  # a damaged one ends in a sentence, here
         training.fit(cfg.ckpt_path)
         weights, trained = training.best_weights, _describe_one(training)
     else:

@@ -88,6 +88,14 @@ def test_another_models_checkpoint_is_refused_in_one_sentence(compose_train, tmp
         train.run(compose_train(*SHORT, "+model.dim=8", best))
 
 
+@pytest.mark.parametrize("content", [b"", b"user,item\n1,2\n", b"PK\x03\x04cut short"])
+def test_a_damaged_checkpoint_is_refused_in_one_sentence(content, compose_train, tmp_path):
+    damaged = tmp_path / "last.ckpt"
+    damaged.write_bytes(content)
+    with pytest.raises(ValueError, match=r"last\.ckpt is no checkpoint, or a damaged one"):
+        train.run(compose_train(*SHORT, f"ckpt_path={damaged}"))
+
+
 def test_a_sweep_takes_no_checkpoint(compose_train):
     with pytest.raises(ValueError, match="ckpt_path is for one training; got 'last.ckpt' and a"):
         train.run(compose_train(*SHORT, "tuner=grid", "ckpt_path=last.ckpt"))
