@@ -26,7 +26,7 @@ _PARQUET = (".parquet", ".pq")
 
 @dataclass(frozen=True)
 class Columns:
-    """The names of a table's columns; a table may hold others, which are not read.
+    """The names of a table's columns; a table may hold others, which are left out.
 
     Attributes:
         user: the column of user ids, whole numbers or text.
@@ -121,12 +121,9 @@ class _Table:
         """The named columns as text, without the blank lines that may follow the last row."""
         try:
             self._check_header(next(self._rows())[1])
-            frame = pl.read_csv(
-                self.content,
-                separator=self.separator,
-                infer_schema=False,
-                columns=self.columns.names(),
-            )
+            # All columns first: asked for some, polars overlooks rows of too many fields.
+            table = pl.read_csv(self.content, separator=self.separator, infer_schema=False)
+            frame = table.select(self.columns.names())
         except StopIteration as error:
             raise ValueError(f"{self.path} is empty; expected a header and rows.") from error
         except PolarsError as error:

@@ -147,6 +147,19 @@ def test_a_malformed_line_is_named_by_number_and_content(tmp_path, line, problem
     assert problem in str(error.value)
 
 
+@pytest.mark.parametrize("line", ["u,Good, Bad,7", "u,Good, Bad,7,", "u,a,b,c,d,e"])
+def test_a_line_of_more_fields_is_refused_beside_columns_that_are_not_read(tmp_path, line):
+    """Its item would be a part of its title."""
+    path = text(tmp_path, f"user,title,item\nu,Bad,3\n{line}\nv,Good,4\n")
+    with pytest.raises(ValueError, match="line 3: .* under 3 headings"):
+        read_table(path)
+
+
+def test_columns_that_are_not_read_may_share_a_name(tmp_path):
+    path = text(tmp_path, ",user,x,item,x\n0,u,a,3,b\n1,v,,4,\n")
+    assert read_table(path).item_ids.tolist() == [3, 4]
+
+
 def test_categories_are_ids_and_lists_are_none(tmp_path):
     names = pl.Series(["b", "a", "b"], dtype=pl.Categorical)
     path = written(tmp_path / "t.parquet", {"user": names, "item": [1, 2, 3]})
