@@ -73,21 +73,22 @@ class SequentialEvaluator:
     trainings: int = 0
     validations: int = 0
     _asked: _Asked | None = field(default=None, init=False)
-
-    def __post_init__(self) -> None:
-        self._processes = Workers(self._score, 0)
+    _processes: Workers | None = field(default=None, init=False)
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._processes.close()
+        """Ends the processes, and forgets them: they refer back here, and so keep all copies."""
+        if self._processes is not None:
+            self._processes.close()
+        self._processes = self._asked = None
 
     def __call__(self, vectors: FloatArray) -> FloatArray:
         """Scores (count, 2N) candidates; the present model state is lost, ``start`` is not."""
-        self._ask(vectors)
+        processes = self._ask(vectors)
         perf = np.empty(len(vectors))
-        for index, (result, winner) in self._processes.run(len(vectors)):
+        for index, (result, winner) in processes.run(len(vectors)):
             perf[index] = result.perf
             self.trainings += 1
             self.validations += result.validated
@@ -99,16 +100,17 @@ class SequentialEvaluator:
             self.workers = 0
         return perf
 
-    def _ask(self, vectors: FloatArray) -> None:
+    def _ask(self, vectors: FloatArray) -> Workers:
         """Tells all processes what to score; new ones where there is no room for it."""
         count = len(vectors)
-        if self._asked is None or count > len(self._asked.vectors):
-            self._processes.close()
+        if self._processes is None or self._asked is None or count > len(self._asked.vectors):
+            self.__exit__()
             known = self.start.originals() if self.workers > 1 else ()
             self._asked = _Asked(shared_array((1,)), shared_array(vectors.shape))
             self._processes = Workers(self._score, self.workers, known)
         self._asked.first[0] = self.trainings
         self._asked.vectors[:count] = vectors
+        return self._processes
 
     def _score(self, index: int) -> tuple[Score, Winner | None]:
         """Scores a candidate in this process; with its state if it is the best here so far."""

@@ -189,3 +189,26 @@ def test_the_best_so_far_is_freed_before_a_better_one_is_kept(tmp_path: Path) ->
     before = snapshots_alive()  # of other tests
     fit(tmp_path, [callback], model=EachIsBetter, max_epochs=1)
     assert EachIsBetter.most == before + 1
+
+
+class CountsSnapshots(TinyModel):
+    alive: list[int]
+
+    def on_train_epoch_start(self) -> None:
+        self.alive.append(snapshots_alive())
+
+
+@pytest.mark.parametrize("carry", ["weights", "hyperparameters"])
+def test_a_generation_leaves_no_snapshot_behind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, carry: str
+) -> None:
+    monkeypatch.setattr(CountsSnapshots, "alive", [], raising=False)
+    callback = probing_callback(carry=carry)
+    gc.collect()
+    before = snapshots_alive()  # of other tests
+    gc.disable()  # tensors are large, but only objects are counted, so it comes late
+    try:
+        fit(tmp_path, [callback], model=CountsSnapshots, max_epochs=3)
+    finally:
+        gc.enable()
+    assert CountsSnapshots.alive == [before] * 3
