@@ -96,7 +96,7 @@ class SequentialEvaluator:
                 self.winner = winner
             del winner  # so that the next one finds its memory free
             self.on_scored()
-        if self._processes.stood_still:
+        if processes.stood_still:
             self.workers = 0
         return perf
 
