@@ -162,12 +162,13 @@ def _task(cfg: DictConfig) -> float:
     except (*USER_ERRORS, InstantiationException) as error:
         if os.environ.get("HYDRA_FULL_ERROR") == "1":
             raise
-        # Hydra wraps what a constructor raises; our own messages need no wrapping.
-        wrapped = isinstance(error, InstantiationException)
-        message = error.__cause__ if wrapped and isinstance(error.__cause__, USER_ERRORS) else error
+        # Hydra wraps what a constructor or an import raises; these messages need no wrapping.
+        cause = error.__cause__ if isinstance(error, InstantiationException) else None
+        found = cause if isinstance(cause, (*USER_ERRORS, ImportError)) else error
+        message = " ".join(str(found).splitlines())
         print(f"error: {message}\n(HYDRA_FULL_ERROR=1 shows where.)", file=sys.stderr)
         if HydraConfig.get().mode is RunMode.MULTIRUN:  # an exit would take the other jobs along
-            raise RuntimeError(str(message)) from None
+            raise RuntimeError(message) from None
         sys.exit(1)
 
 

@@ -1,6 +1,7 @@
 r"""Own data and an own LightningModule in a comparison with sweeps, by configuration files alone.
 
-The images are scikit-learn's: 1,797 handwritten digits of 8 x 8 pixels. From this folder ::
+The images are scikit-learn's (``pip install scikit-learn``): 1,797 handwritten digits of 8 x 8
+pixels. From this folder ::
 
     PYTHONPATH=. recsys-compare --config-dir conf 'datasets=[digits]' 'models=[convnet]' \
         'seeds=[0]' 'tuners=[none,grid,deopt]' 'metrics=[accuracy,log_likelihood]' \

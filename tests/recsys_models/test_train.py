@@ -266,6 +266,20 @@ def test_bad_input_ends_in_one_clear_message(overrides, said, in_process, capsys
     assert "Traceback" not in message
 
 
+@pytest.mark.parametrize("missing", ["mine_that_needs_more", "a_library_that_is_not_there"])
+def test_an_own_module_that_cannot_be_imported_is_named(
+    missing, in_process, tmp_path, monkeypatch, capsys
+):
+    if missing != "mine_that_needs_more":
+        (tmp_path / "mine_that_needs_more.py").write_text(f"import {missing}\n")
+        monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(SystemExit):
+        in_process("data._target_=mine_that_needs_more.Data")
+    said, _ = capsys.readouterr().err.splitlines()
+    assert said.startswith("error: Error loading 'mine_that_needs_more.Data'")
+    assert f"No module named '{missing}" in said
+
+
 def test_failed_download_says_what_to_put_where(in_process, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("RECSYS_DATA", str(tmp_path / "ratings"))
     monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")  # nothing listens there
