@@ -90,7 +90,7 @@ class DEOptCallback(Callback):
         ValueError: For an argument that cannot work, naming it and the way out.
 
     Attributes:
-        history: One plain dict per generation: all vectors, perf, F, what was accepted, seconds.
+        history: One plain dict per generation: vectors, perf, F, omega, what was accepted, seconds.
         schedule: One plain dict per epoch: the lr and weight decay per layer that trained it.
         probe_steps_taken: Optimizer steps taken in probes so far.
         evaluations: Validation passes made in probes so far.

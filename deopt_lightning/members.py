@@ -290,8 +290,9 @@ class MemberSearch:
         }
         if self._best.has_collapsed(finite_perf[best]):
             self._go_back(trainer, end)
-            back = {"parents": None, "back_to": self._best.epoch, "leader": self._leader}
-            return {**record, **back}, self._best.perf
+            back = {"back_to": self._best.epoch, "leader": self._leader}
+            none = dict.fromkeys(("parents", "scale_factors", "omegas"))
+            return {**record, **none, **back}, self._best.perf
         vector, leader = search.vectors[best], self._leader
         parents = search.tell(perf, keep=None if self._adopts else leader)
         if finite_perf[best] > -np.inf:
@@ -308,8 +309,9 @@ class MemberSearch:
         # The last that goes on from the leader's state is the leader, unless that is a trial.
         in_population = leader < search.population_size
         self._leader = leader if in_population else int(np.flatnonzero(parents == leader)[-1])
-        others = {"parents": parents.tolist(), "back_to": None, "leader": leader}
-        return {**record, **others}, float(perf[leader])
+        factors, omegas = map(finite, search.drawn.T)
+        made = {"parents": parents.tolist(), "scale_factors": factors, "omegas": omegas}
+        return {**record, **made, "back_to": None, "leader": leader}, float(perf[leader])
 
     def _go_back(self, trainer: pl.Trainer, end: Snapshot) -> None:
         """Lets all members go on from the best weights, with new vectors around their own."""

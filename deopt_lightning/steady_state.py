@@ -86,6 +86,8 @@ class SteadyStateDE:
         first: Of the first members, shape (population_size, dimensions).
         archive: Replaced vectors, at most ``ARCHIVE`` times as many as members.
         generation: The number of completed generations.
+        drawn: F and omega of the trials among the members, shape (len(vectors), 2), once a
+            generation has ended; NaN for members that go on as they were.
     """
 
     def __init__(
@@ -159,6 +161,7 @@ class SteadyStateDE:
         told[~np.isfinite(told)] = -np.inf
         self.generation += 1
         parents = np.arange(len(told))
+        self.drawn = np.full((len(told), 2), np.nan)
         best = int(np.argmax(told))
         if told[best] == -np.inf:
             return parents
@@ -171,15 +174,16 @@ class SteadyStateDE:
             run.hear(told, self.generation, past_best, beside=goes_on)
         replaced, others = self._choose(told, best, keep)
         self.archive = self._kept(np.concatenate([self.archive, self.vectors[replaced]]))
-        trials = [
-            self._trial(self.vectors[[best]], others, layerwise=number % 2 == 0)
-            for number in range(int(replaced.sum()))
-        ]
         vectors = self.vectors.copy()
-        vectors[replaced] = trials if trials else vectors[replaced]
+        for number, place in enumerate(np.flatnonzero(replaced)):
+            vectors[place], self.drawn[place] = self._trial(
+                self.vectors[[best]], others, layerwise=number % 2 == 0
+            )
         parents[replaced] = best
         beside = self._move_beside(replaced)
         self.vectors = np.concatenate([vectors[:size], self.vectors[beside]])
+        as_they_were = np.full((len(beside), 2), np.nan)
+        self.drawn = np.concatenate([self.drawn[:size], as_they_were])
         return np.concatenate([parents[:size], beside])
 
     def _move_beside(self, replaced: NDArray[np.bool_]) -> NDArray[np.intp]:
@@ -234,8 +238,10 @@ class SteadyStateDE:
             return archive
         return archive[self._rng.permutation(len(archive))[:size]]
 
-    def _trial(self, target: FloatArray, others: FloatArray, *, layerwise: bool) -> FloatArray:
-        """A trial around the best member, shape (dimensions,).
+    def _trial(
+        self, target: FloatArray, others: FloatArray, *, layerwise: bool
+    ) -> tuple[FloatArray, FloatArray]:
+        """A trial around the best member, shape (dimensions,), and its F and omega.
 
         Args:
             target: The best member, shape (1, dimensions).
@@ -254,8 +260,7 @@ class SteadyStateDE:
             trial = np.where(self._staying_lrs(), target, trial)
         repaired: FloatArray = self.space.repair(trial[0], self.repair)
         lowest = np.where(self._is_lr, target[0] - FALL, -np.inf)
-        limited: FloatArray = np.maximum(repaired, lowest)
-        return limited
+        return np.maximum(repaired, lowest), np.concatenate([factor, omega])
 
     def _staying_lrs(self) -> NDArray[np.bool_]:
         """Each lr with probability 1/2, but not all of them, shape (dimensions,)."""

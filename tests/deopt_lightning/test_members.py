@@ -190,6 +190,12 @@ def test_diverging_members_are_replaced(tmp_path: Path) -> None:
     assert None in first["perf"]
     for perf, parent in zip(first["perf"], first["parents"], strict=True):
         assert perf is not None or parent == first["leader"]
+    for record in callback.history:
+        for drawn in (record["scale_factors"], record["omegas"]):
+            made = [value is not None for value in drawn]
+            goes_on = [at == parent for at, parent in enumerate(record["parents"])]
+            assert not any(made[place] for place in np.flatnonzero(goes_on[:6]))
+            assert all(made[place] for place in range(6) if not goes_on[place])
     assert all(torch.isfinite(p).all() for p in model.parameters())
 
 

@@ -82,6 +82,26 @@ def test_lrs_step_from_the_archive_to_members_and_decays_within_the_archive() ->
 
 
 @pytest.mark.parametrize("strategy", ["current_to_rand", "mutant_then_trial"])
+def test_what_was_drawn_for_a_trial_is_what_it_is_made_with(strategy: str) -> None:
+    """All members agree, so that a trial of one lr is 0, 1 or 2 times its factor."""
+    space = SearchSpace.for_layers(["one"], (1e-9, 1e9), (1e-9, 1e9))
+    search = SteadyStateDE(space, 5, seed=0, strategy=strategy)
+    seen = set()
+    for _ in range(50):
+        search.vectors = np.zeros((5, 2))
+        search.archive = np.array([[-2.0, -2.0], [-1.0, -1.0]] * 10)
+        search.first = np.zeros((5, 2))
+        search.tell([1.0, 0.1, 0.2, 0.3, 0.4])
+        assert np.isfinite(search.drawn).all(axis=1).tolist() == [False, True, True, False, False]
+        factor, omega = search.drawn[2]
+        assert 0.1 <= factor <= 1
+        assert 0 <= omega <= 1
+        step = factor if strategy == "current_to_rand" else omega * factor
+        seen.add(round(float(search.vectors[2, 0] / step), 9))
+    assert seen == {0, 1, 2}
+
+
+@pytest.mark.parametrize("strategy", ["current_to_rand", "mutant_then_trial"])
 @pytest.mark.parametrize("seed", range(5))
 def test_a_trial_is_made_around_the_best(strategy: str, seed: int) -> None:
     """In one dimension each term is at most the largest difference of two members."""
