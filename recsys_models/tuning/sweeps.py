@@ -19,10 +19,15 @@ class GridSearch:
         n_jobs: processes that train at the same time.
     """
 
-    def __init__(self, space: Space, size: tuple[int, int], n_jobs: int = 1) -> None:
+    def __init__(self, space: Space, size: Sequence[int], n_jobs: int = 1) -> None:
+        if not isinstance(size, Sequence) or len(size) != 2:
+            raise ValueError(
+                "the grid must be two numbers, of lrs and of weight decays, such as [5,4]; got "
+                f"{size!r}."
+            )
         for name, count in zip(("the grid's lr", "the grid's weight decays"), size, strict=True):
             check_count(name, count, 1)
-        self.settings = space.grid(*size)
+        self.settings = space.grid(size[0], size[1])
         self.n_jobs = n_jobs
 
     def run(self, trainable: Trainable) -> list[Outcome]:

@@ -353,5 +353,8 @@ def test_counts_below_one_are_refused():
         RandomSearch(SPACE, 0, 0)
     with pytest.raises(ValueError, match="weight decays must be at least 1; got 0"):
         GridSearch(SPACE, (2, 0))
+    for size in (5, [5], [5, 4, 3]):
+        with pytest.raises(ValueError, match="the grid must be two numbers, .* got"):
+            GridSearch(SPACE, size)
     with pytest.raises(ValueError, match="population_size must be at least 2; got 1"):
         PopulationTraining(SPACE, 1, 0, "max", 1, 1)
