@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Generator, Mapping
 from copy import deepcopy
 from functools import partial
+from numbers import Integral
 from typing import Any, Literal
 
 import numpy as np
@@ -271,6 +272,8 @@ def check_settings(
     Raises:
         ValueError: Naming the setting, its value, and what to give instead.
     """
+    if isinstance(population_size, bool) or not isinstance(population_size, Integral):
+        raise ValueError(f"population_size must be a whole number; got {population_size!r}.")
     if population_size < 4:
         raise ValueError(
             f"population_size must be at least 4 because Eq. 7 needs three other members; "

@@ -347,6 +347,8 @@ def test_state_of_a_different_search_is_refused(other, message):
     ("options", "message"),
     [
         ({"population_size": 3}, "at least 4 because Eq. 7 needs three other members; got 3"),
+        ({"population_size": 5.0}, "population_size must be a whole number; got 5.0"),
+        ({"population_size": "5"}, "population_size must be a whole number; got '5'"),
         ({"strategy": "best"}, "strategy must be one of .*'current_to_rand'.*; got 'best'"),
         ({"local_search": "some"}, "local_search must be one of .*; got 'some'"),
         ({"repair": "wrap"}, "repair must be one of .*; got 'wrap'"),
