@@ -28,7 +28,8 @@ def synthetic_interactions(
     where r_i is a random rank 1..num_items and p_u, q_i are standard normal. With noise
     1 that is n_u draws without replacement from the softmax of the first two terms: a Zipf law,
     tilted by taste. The n_u sum to num_interactions and follow a log-normal, within
-    5..num_items/2. Time grows with num_users * num_items, memory with num_interactions.
+    5..num_items/2; from fewer than ten items each user takes num_items/2. Time grows with
+    num_users * num_items, memory with num_interactions.
 
     Args:
         num_users: number of users.
@@ -40,6 +41,15 @@ def synthetic_interactions(
         seed: of this data set's own generator.
         noise: weight of chance; 0 gives every user exactly the items of greatest appeal.
     """
+    for name, size in (("num_users", num_users), ("num_items", num_items), ("rank", rank)):
+        if size < 1:
+            raise ValueError(f"{name} must be at least 1; got {size}. Leave it out if unsure.")
+    weights = {"popularity": popularity, "preference": preference, "noise": noise}
+    for name, weight in weights.items():
+        if not 0 <= weight < np.inf:
+            raise ValueError(
+                f"{name} must be at least 0 and finite; got {weight}. Leave it out if unsure."
+            )
     rng = np.random.default_rng(seed)
     counts = _user_counts(rng, num_users, num_items, num_interactions)
     appeal = -popularity * np.log(1.0 + rng.permutation(num_items))
@@ -62,14 +72,15 @@ def _user_counts(
 ) -> IntArray:
     """Number of items of each user, shape (num_users,), with sum num_interactions."""
     most = num_items // 2
-    if not max(num_users, 1) * _MIN_PER_USER <= num_interactions <= num_users * most:
+    least = min(_MIN_PER_USER, most)
+    if not max(1, num_users * least) <= num_interactions <= num_users * most:
         raise ValueError(
-            f"num_interactions must lie between {_MIN_PER_USER} and num_items / 2 for every user, "
-            f"that is {num_users * _MIN_PER_USER} to {num_users * most} for {num_users} users and "
+            f"num_interactions must lie between {least} and num_items / 2 for every user, "
+            f"that is {num_users * least} to {num_users * most} for {num_users} users and "
             f"{num_items} items; got {num_interactions}."
         )
     activity = rng.lognormal(size=num_users)
-    counts = np.full(num_users, _MIN_PER_USER, dtype=np.int64)
+    counts = np.full(num_users, least, dtype=np.int64)
     while (missing := num_interactions - int(counts.sum())) > 0:
         # In proportion to activity among those below the bound; what exceeds it goes round again.
         shares = np.where(counts < most, activity, 0.0)

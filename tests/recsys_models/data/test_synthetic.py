@@ -102,3 +102,16 @@ def test_the_number_of_pairs_is_exact_up_to_half_of_all_items_for_every_user(cou
 def test_a_number_of_pairs_that_cannot_be_met_is_refused(count):
     with pytest.raises(ValueError, match=f"150 to 600 for 30 users and 40 items; got {count}"):
         synthetic_interactions(num_users=30, num_items=40, num_interactions=count)
+
+
+def test_a_catalogue_of_few_items_is_generated_too():
+    assert len(synthetic_interactions(10, 8, 40)) == 40
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("rank", 0), ("num_users", 0), ("noise", float("nan")), ("noise", -1.0), ("preference", -0.1)],
+)
+def test_what_describes_no_data_is_refused(name, value):
+    with pytest.raises(ValueError, match=f"{name} must be .* got {value}"):
+        synthetic_interactions(**{name: value})
