@@ -80,9 +80,12 @@ def run(cfg: DictConfig) -> float:
     sweep: Sweep | None = instantiate(cfg.tuner.get("sweep"))
     if sweep is None:
         training = Training(cfg, experiment.data, goes_on=cfg.ckpt_path is not None)
-        if cfg.ckpt_path is not None and Path(cfg.ckpt_path).is_file():
-            read_checkpoint(Path(cfg.ckpt_path))  # a damaged one ends in a sentence, here
-        training.fit(cfg.ckpt_path)
+        try:
+            training.fit(cfg.ckpt_path)
+        except Exception:
+            if cfg.ckpt_path is not None and Path(cfg.ckpt_path).is_file():
+                read_checkpoint(Path(cfg.ckpt_path))  # which says so where it is damaged
+            raise
         weights, trained = training.best_weights, _describe_one(training)
     else:
         _check_no_checkpoint(cfg)
