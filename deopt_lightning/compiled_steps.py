@@ -7,7 +7,7 @@ disk.
 
 Before it calls a graph, torch checks whether all that the graph is for is still so, down to the
 module's attributes, which takes as long as a small graph. Where no hook of the user's is called
-between steps, that is done at the first one only.
+between steps, that is done at the first one only, or at the first one of several candidates.
 """
 
 from __future__ import annotations
@@ -61,6 +61,8 @@ class CompiledStep:
             backend=self._compile,
         )
         self._stance = "default"
+        self._states: list[dict[str, Any]] = []
+        self._inputs: list[Tensor] = []
         self._taken: list[float] | None = None
         self._called: tuple[Graph, Sequence[Any], Sequence[Any]] | None = None
         self._again: Callable[[list[Tensor]], Tensor] | None = None
@@ -68,9 +70,16 @@ class CompiledStep:
         hooked = any(overrides(module, hook) for hook in hooks)
         self._alone = not hooked and tensors_of(batch) is not None
 
-    def begin(self) -> None:
-        """Takes nothing for granted: state and attributes may be others now."""
-        self._taken = self._again = None
+    def begin(self, *, unchanged: bool = False) -> None:
+        """Begins with a state that may be another now.
+
+        Args:
+            unchanged: Nothing else has changed since the last step, such as the module's
+                attributes. Otherwise nothing is taken for granted.
+        """
+        self._taken = None
+        if not unchanged:
+            self._again = None
 
     def freeze(self) -> None:
         """Compiles nothing more: a call that would need it does nothing."""
@@ -93,35 +102,43 @@ class CompiledStep:
         return loss
 
     def _loss_of_step(self, batch: Any) -> Tensor | None:
-        states = [self._optimizer.state[part.parameter] for part in self._parts]
-        try:
-            tensors = [part.state(self._optimizer) for part in self._parts]
-        except KeyError:  # the optimizer makes its state in its first step
-            return None
-        if self._taken is None:
-            self._taken = [float(state.get("step", 0)) for state in states]
+        if self._taken is None or not self._alone:
+            try:
+                self._read_state()
+            except KeyError:  # the optimizer makes its state in its first step
+                return None
+        assert self._taken is not None
         first = self._weights[0]
         numbers = torch.tensor(self._numbers(self._taken), dtype=first.dtype, device=first.device)
         cores = 1 if first.device.type == "cpu" else torch.get_num_threads()
-        inputs = [*self._weights, *chain(*tensors), numbers, *(tensors_of(batch) or ())]
+        inputs = [*self._inputs, numbers, *(tensors_of(batch) or ())]
         with torch.no_grad(), threads(cores):
             if self._again is not None and _all_distinct(inputs):
                 loss = self._again(inputs)
             else:
-                checked = self._checked(tensors, numbers, batch)
+                checked = self._checked(numbers, batch)
                 if checked is None:
                     return None
                 loss = checked
                 if self._alone:
                     self._again = self._unchecked(inputs, loss)
-        for state in states:
+        for state in self._states:
             if "step" in state:
                 state["step"] += 1
         self._taken = [taken + 1 for taken in self._taken]
         return loss
 
-    def _checked(self, states: list[list[Tensor]], numbers: Tensor, batch: Any) -> Tensor | None:
+    def _read_state(self) -> None:
+        """Looks the optimizer's state up, and in it, unless that is known, the count of steps."""
+        self._states = [self._optimizer.state[part.parameter] for part in self._parts]
+        tensors = [part.state(self._optimizer) for part in self._parts]
+        self._inputs = [*self._weights, *chain(*tensors)]
+        if self._taken is None:
+            self._taken = [float(state.get("step", 0)) for state in self._states]
+
+    def _checked(self, numbers: Tensor, batch: Any) -> Tensor | None:
         """Takes a step if the graph still holds."""
+        states = [part.state(self._optimizer) for part in self._parts]
         try:
             with torch.compiler.set_stance(self._stance):
                 return self._step(self._weights, states, numbers, batch)
@@ -134,7 +151,10 @@ class CompiledStep:
         """What torch's own compiler makes of a graph; how it is called is noted."""
         from torch._inductor.compile_fx import compile_fx  # private: where it is gone, only this is
 
-        options = {"fallback_random": True}  # dropout draws what it draws in eager steps
+        options = {
+            "fallback_random": True,  # dropout draws what it draws in eager steps
+            "size_asserts": False,  # the shapes of inputs are looked at before
+        }
         graph: Graph = compile_fx(module, inputs, config_patches=options)  # type: ignore[assignment]
 
         def call(*tensors: Any) -> Sequence[Any]:

@@ -58,6 +58,10 @@ class DirectSteps:
         batches: What to train on. They are not copied: a pure function leaves them as they are.
         compiled: Takes the steps that it can; their results are equal but for rounding.
         schedules: Whether LR schedules go on at each step; those by epoch never do.
+
+    Attributes:
+        undisturbed: Whether nothing that compiled steps depend on changes between two calls, but
+            for weights, optimizer and random generators.
     """
 
     def __init__(
@@ -72,6 +76,8 @@ class DirectSteps:
         self.batches = batches
         self.compiled = compiled
         self.schedules = schedules
+        self.undisturbed = False
+        self._began = False
         self._stepwise = [
             config
             for config in trainer.lr_scheduler_configs
@@ -87,7 +93,8 @@ class DirectSteps:
         taken = begin_steps(trainer)
         on_cpu = trainer.strategy.root_device.type == "cpu"  # where loaders leave batches
         if self.compiled is not None:
-            self.compiled.begin()
+            self.compiled.begin(unchanged=self.undisturbed and self._began)
+            self._began = True
         with torch.enable_grad(), muted(module):
             for index, kept in enumerate(self.batches):
                 batch = kept if on_cpu else trainer.strategy.batch_to_device(kept)

@@ -22,6 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from deopt_lightning.compatibility import overrides
 from deopt_lightning.direct_steps import (
     TRANSFER_HOOKS,
     left_by,
@@ -33,6 +34,7 @@ from deopt_lightning.quiet import muted
 from deopt_lightning.snapshot import Snapshot
 from deopt_lightning.trainer_seam import ProbeLoops, draws_plainly
 
+_HEARD = ("on_validation_start", "on_validation_epoch_start", "on_validation_end")
 _HOOKS = (  # those that Lightning's loop calls in a validation and a direct one does not
     *TRANSFER_HOOKS,
     "on_validation_model_eval",
@@ -86,6 +88,11 @@ def can_validate(trainer: pl.Trainer) -> bool:
         and why_not_alone(trainer) is None
         and why_overridden(trainer, _HOOKS) is None
     )
+
+
+def hears(trainer: pl.Trainer) -> bool:
+    """Whether a direct validation calls a hook that a Trainer's module has of its own."""
+    return any(overrides(trainer.lightning_module, hook) for hook in _HEARD)
 
 
 def equals_loop(loops: ProbeLoops, start: Snapshot) -> bool | None:

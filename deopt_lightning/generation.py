@@ -19,7 +19,12 @@ from deopt_lightning.averaging import averages_of
 from deopt_lightning.compile_choice import choose_steps
 from deopt_lightning.compiled_steps import CompiledStep
 from deopt_lightning.direct_steps import DirectSteps, equals_loops, why_not, why_overridden
-from deopt_lightning.direct_validation import DirectValidation, can_validate, equals_loop
+from deopt_lightning.direct_validation import (
+    DirectValidation,
+    can_validate,
+    equals_loop,
+    hears,
+)
 from deopt_lightning.epoch_start import scheduler_parts_of
 from deopt_lightning.evaluator_choice import EvaluatorName, choose_vectorised
 from deopt_lightning.evaluators.probe import Metrics, Monitor, Probe
@@ -112,7 +117,13 @@ class ProbeMaker:
 
     @contextmanager
     def probing(
-        self, trainer: pl.Trainer, batches: Batches, start: Snapshot, expected: int
+        self,
+        trainer: pl.Trainer,
+        batches: Batches,
+        start: Snapshot,
+        expected: int,
+        *,
+        one_start: bool,
     ) -> Iterator[tuple[Probe, Callable[[], None]]]:
         """A probe on the batches, in quiet loops, and a function to call after each candidate.
 
@@ -121,6 +132,7 @@ class ProbeMaker:
             batches: What probes train on.
             start: The present state; the first time it is trained from and restored.
             expected: How many candidates the progress bar is made for.
+            one_start: Whether all candidates train from the start, which is restored in between.
         """
         with (
             generation_progress(trainer, expected) as advance,
@@ -136,6 +148,7 @@ class ProbeMaker:
                 self._check_validation(trainer, loops, start)
             begin_steps(trainer)
             direct.compiled = self._step
+            direct.undisturbed = one_start and self._direct_validation and not hears(trainer)
             train = direct if self._direct else loops.train
             evaluate = DirectValidation(loops) if self._direct_validation else loops.validate
             tried = self._generations > 1

@@ -128,7 +128,8 @@ class MemberSearch:
         with end.restored_on_exit():
             batches = self._batches(trainer)
             end.random.restore()
-            with self._maker.probing(trainer, batches, end, len(others)) as (probe, advance):
+            probing = self._maker.probing(trainer, batches, end, len(others), one_start=False)
+            with probing as (probe, advance):
                 probe.loops.epoch_loop.begins_at = self._epoch_start.progress
                 end.restore()
                 results[self._leader] = _Result(

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Collection, Iterable
-from functools import partial
+from functools import cache, partial
 from operator import is_
 from typing import Any
 from weakref import ReferenceType, WeakValueDictionary
@@ -24,6 +24,7 @@ from deopt_lightning.random_state import (
     Generator,
     generator_state,
     is_generator,
+    is_kind_of_generator,
     set_generator_state,
 )
 
@@ -48,17 +49,29 @@ def is_plain(value: object) -> bool:
     a list is put back, a module's state is not. Keys of dicts may be parameters, as in an
     optimizer's state.
     """
-    if isinstance(value, nn.Parameter):
-        return False
-    if isinstance(value, (*_IMMUTABLE, torch.Tensor)):
-        return True
+    told = _told_by_type(type(value))  # type: ignore[arg-type]
+    if told is not None:
+        return told
+    if isinstance(value, torch.Tensor):
+        return not isinstance(value, nn.Parameter)
     if isinstance(value, np.ndarray):
-        return type(value) is np.ndarray and not value.dtype.hasobject
+        return not value.dtype.hasobject
     if isinstance(value, dict):
         return _are_plain(value, (nn.Module, nn.Parameter)) and _are_plain(value.values())
-    if isinstance(value, list | tuple | set | frozenset | deque):
-        return _are_plain(value)
-    return is_generator(value)
+    assert isinstance(value, Collection)
+    return _are_plain(value)
+
+
+@cache
+def _told_by_type(kind: type) -> bool | None:
+    """Whether values of a type are plain; None where that depends on what they hold."""
+    if kind is torch.Tensor or issubclass(kind, _IMMUTABLE):
+        return True
+    if issubclass(kind, torch.Tensor):  # by whose kind a parameter cannot always be told
+        return None
+    if kind is np.ndarray or issubclass(kind, dict | list | tuple | set | frozenset | deque):
+        return None
+    return is_kind_of_generator(kind)
 
 
 def records_of(values: Iterable[Any]) -> list[object]:
@@ -104,7 +117,9 @@ def put_back_attributes(owner: object, kept: dict[str, Kept], internals: frozens
     for name in new:
         if is_plain(attributes[name]):
             del attributes[name]
-    attributes.update({name: put_back(value) for name, value in kept.items()})
+    attributes.update(
+        {name: put_back(value) if type(value) is partial else value for name, value in kept.items()}
+    )
 
 
 def keep(value: Any) -> Kept:

@@ -92,7 +92,8 @@ class ProbeSearch:
             with start.restored_on_exit():
                 batches = self._batches(trainer)
                 expected = 2 * search.population_size
-                with self._maker.probing(trainer, batches, start, expected) as (probe, advance):
+                probing = self._maker.probing(trainer, batches, start, expected, one_start=True)
+                with probing as (probe, advance):
                     ranks = self._maker.sharing.begin(probe, batches, start, take)
                     alone = VectorisedEvaluator if self._maker.vectorised else SequentialEvaluator
                     kind = partial(DistributedEvaluator, ranks=ranks) if ranks else alone

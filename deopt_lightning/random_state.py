@@ -5,7 +5,8 @@ from __future__ import annotations
 import random
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+from functools import cached_property
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -33,12 +34,21 @@ class RandomState:
         """Writes the state back."""
         for generator, state in self.generators:
             set_generator_state(generator, state)
-        set_rng_state(self.rng)
+        _set_native(self._native)
+
+    @cached_property
+    def _native(self) -> _Native:
+        return _native(self.rng)
 
 
 def is_generator(value: object) -> bool:
     """Whether a value is a random generator that has a state."""
-    return isinstance(value, Generator) and not isinstance(value, random.SystemRandom)
+    return is_kind_of_generator(type(value))
+
+
+def is_kind_of_generator(kind: type) -> bool:
+    """The same by the value's type."""
+    return issubclass(kind, Generator) and not issubclass(kind, random.SystemRandom)
 
 
 def generators_of(loaders: Iterable[Any]) -> list[Generator]:
@@ -107,14 +117,35 @@ def rng_state() -> dict[str, Any]:
 
 def set_rng_state(state: dict[str, Any]) -> None:
     """Puts back what ``rng_state`` returned."""
-    torch.set_rng_state(state["torch"].cpu())
-    if state["cuda"]:
-        torch.cuda.set_rng_state_all([s.cpu() for s in state["cuda"]])
+    _set_native(_native(state))
+
+
+class _Native(NamedTuple):
+    """The states of `rng_state` in the types that torch, NumPy and Python take."""
+
+    torch: torch.Tensor
+    cuda: list[torch.Tensor]
+    numpy: tuple[Any, ...]
+    python: tuple[Any, ...]
+
+
+def _native(state: dict[str, Any]) -> _Native:
     name, keys, position, has_gauss, cached = state["numpy"]
-    numpy_state = (name, np.array(keys, dtype=np.uint32), int(position), int(has_gauss), cached)
-    np.random.set_state(numpy_state)
     version, internal, gauss = state["python"]
-    random.setstate((version, tuple(internal), gauss))
+    return _Native(
+        state["torch"].cpu(),
+        [each.cpu() for each in state["cuda"]],
+        (name, np.array(keys, dtype=np.uint32), int(position), int(has_gauss), cached),
+        (version, tuple(internal), gauss),
+    )
+
+
+def _set_native(state: _Native) -> None:
+    torch.set_rng_state(state.torch)
+    if state.cuda:
+        torch.cuda.set_rng_state_all(state.cuda)
+    np.random.set_state(state.numpy)
+    random.setstate(state.python)
 
 
 def torch_rng_state(device: torch.device) -> list[torch.Tensor]:

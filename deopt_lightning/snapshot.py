@@ -23,6 +23,7 @@ from deopt_lightning.plain_values import (
 from deopt_lightning.random_state import Generator, RandomState
 
 SCHEDULED_OPTIONS = ("lr", "momentum", "betas")  # group options that LR schedulers write
+_NUMBERS = frozenset((bool, int, float, type(None)))
 Buffers = dict[str, torch.Tensor | None]
 _MODULE_INTERNALS = frozenset(vars(nn.Module())) - {"training"}
 
@@ -306,6 +307,8 @@ def _clone(tensor: torch.Tensor, device: str | torch.device | None) -> torch.Ten
 
 def _copy(value: Any) -> Any:
     """A deep copy of dicts, lists and tensors; anything else is kept as it is."""
+    if type(value) in _NUMBERS:
+        return value
     if isinstance(value, torch.Tensor):
         return value.detach().clone()
     if isinstance(value, dict):
@@ -328,13 +331,14 @@ def _restore_entries(
     for key in [k for k in entries if k not in saved and k not in keep]:
         del entries[key]
     for key, value in saved.items():
-        current = entries.get(key)
         if key in keep:
             continue
-        if (
-            isinstance(value, torch.Tensor)
-            and isinstance(current, torch.Tensor)
-            and (current.shape, current.dtype) == (value.shape, value.dtype)
+        if not isinstance(value, torch.Tensor):
+            entries[key] = _copy(value)
+            continue
+        current = entries.get(key)
+        if isinstance(current, torch.Tensor) and (
+            (current.shape, current.dtype) == (value.shape, value.dtype)
         ):
             current.copy_(value)
         elif parameter is not None and _is_like(value, parameter):

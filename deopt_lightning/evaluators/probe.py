@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from cmath import isfinite
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Literal
@@ -159,4 +160,4 @@ def _all_finite(module: torch.nn.Module) -> bool:
 def _finite(parameter: torch.Tensor) -> bool:
     # A sum takes a twentieth of the time on a CPU; it can only be finite if all that is in it is.
     weights = parameter.detach()
-    return bool(torch.isfinite(weights.sum())) or bool(torch.isfinite(weights).all())
+    return isfinite(weights.sum().item()) or bool(torch.isfinite(weights).all())

@@ -294,6 +294,60 @@ def test_a_graph_that_no_longer_holds_is_not_used(model: Any, tmp_path: Path) ->
     assert_equal_but_for_rounding(compiled, eager)
 
 
+class SaysMetrics(Pure):
+    """Is validated without Lightning's loop."""
+
+    def validation_metrics(self, batches: Any) -> dict[str, Tensor]:
+        losses = [(self.training_loss(batch), len(batch[0])) for batch in batches]
+        return {"val_loss": sum(x * n for x, n in losses) / sum(n for _, n in losses)}
+
+
+class Wavers(SaysMetrics):
+    """Its loss depends on a number that a validation changes."""
+
+    factor = 1.0
+
+    def on_validation_end(self) -> None:
+        self.factor = 2.0
+
+    def training_loss(self, batch: Any) -> Tensor:
+        return self.factor * super().training_loss(batch)
+
+
+@needs_compiler
+@pytest.mark.usefixtures("pays")
+@pytest.mark.parametrize(
+    ("model", "options", "checks"),
+    [
+        (SaysMetrics, {"carry": "weights"}, "a generation"),
+        (Wavers, {"carry": "weights"}, "a candidate"),
+        (Pure, {"carry": "weights"}, "a candidate"),  # by the loop, which calls more hooks
+        (SaysMetrics, {"carry": "population"}, "a candidate"),
+    ],
+)
+def test_what_a_graph_is_for_is_checked_as_often_as_it_may_change(
+    model: Any, options: Any, checks: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checked: list[CompiledStep] = []
+    check = CompiledStep._checked
+
+    def count(step: CompiledStep, *inputs: Any) -> Any:
+        checked.append(step)
+        return check(step, *inputs)
+
+    more = {"probe_steps": 3} if options["carry"] == "weights" else {}
+    monkeypatch.setattr(CompiledStep, "_checked", count)
+    compiled = search(tmp_path / "1", model, max_epochs=4, **options, **more)
+    eager = search(tmp_path / "2", model, max_epochs=4, compile_steps=False, **options, **more)
+    assert_equal_but_for_rounding(compiled, eager)
+    candidates = sum(row["evaluations"] for row in compiled[0].history)
+    generations = len(compiled[0].history)
+    if checks == "a generation":
+        assert generations <= len(checked) < generations + 10  # some when it is chosen
+    else:
+        assert len(checked) >= candidates
+
+
 def test_without_a_compiler_steps_are_eager_after_one_warning(tmp_path: Path) -> None:
     """In a process of its own, since torch looks for a compiler once."""
     test = "test_in_a_process_without_a_compiler"
