@@ -20,11 +20,17 @@ class Products(NamedTuple):
         users: a vector p_u for each user, shape (U, dim).
         items: a vector q_i for each item, shape (I, dim).
         item_bias: b_i, shape (I,).
+        laid: the items in the order in which they are read to rank them, see `laid_out`.
     """
 
     users: Tensor
     items: Tensor
     item_bias: Tensor | None = None
+    laid: native.LaidItems | None = None
+
+    def laid_out(self) -> Products:
+        """The same, with the copy of the items that `ranks` else makes for each batch."""
+        return self._replace(laid=native.laid_items(*self[:3]))
 
     def __call__(self, users: Tensor) -> Tensor:
         """From user ids, shape (B,), to fresh scores, shape (B, I)."""
@@ -36,11 +42,13 @@ class Products(NamedTuple):
     def ranks(self, batch: RankingBatch, k: int) -> Tensor | None:
         """The result of ``ranks_of_relevant``, on torch's threads.
 
-        The items' vectors are copied once, into the order in which they are read.
-
         Returns:
             None where it has to be worked out from a matrix of scores, or is sooner so.
         """
         if len(batch.users) < _LEAST_USERS:
             return None
-        return native.product_ranks(self.users[batch.users], *self[1:], batch, k)
+        laid = self.laid if self.laid is not None else self.laid_out().laid
+        if laid is None:
+            return None
+        users = self.users.index_select(0, batch.users)
+        return native.product_ranks(users, self.items, laid, batch, k)

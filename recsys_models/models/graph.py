@@ -90,7 +90,8 @@ class GraphRecommender(RecommenderModule):
     def scorer(self) -> Products:
         """Users' and items' part of E*."""
         table = self._side_by_side() if self._evaluated is None else self._evaluated
-        return Products(*table.tensor_split((self.num_users,)))
+        users, items = table.tensor_split((self.num_users,))
+        return Products(users, items)
 
     def training_loss(self, batch: TrainBatch) -> Tensor:
         """BPR loss of the batch."""

@@ -5,7 +5,7 @@ devices and for other types, and that tests compare it with.
 """
 
 from recsys_models.native.library import column_parts, fits
-from recsys_models.native.ranks import product_ranks, ranks
+from recsys_models.native.ranks import LaidItems, laid_items, product_ranks, ranks
 from recsys_models.native.relations import squared_distances
 from recsys_models.native.row_steps import adam_rows, caught_up_rows, momentum_rows
 from recsys_models.native.rows import (
@@ -19,6 +19,7 @@ from recsys_models.native.towers import add_towers
 
 __all__ = [
     "PART_WIDTH",
+    "LaidItems",
     "adam_rows",
     "add_rows",
     "add_towers",
@@ -29,6 +30,7 @@ __all__ = [
     "momentum_rows",
     "pair_gradients",
     "pair_products",
+    "laid_items",
     "product_ranks",
     "ranks",
     "sparse_product",

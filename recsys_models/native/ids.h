@@ -2,6 +2,12 @@
 
 #include <stdint.h>
 
+/* Pairs of a row and an item. */
+typedef struct {
+    const int64_t *row, *item;
+    int64_t count;
+} entries;
+
 static int within(const int64_t *ids, int64_t count, int64_t rows) {
     int64_t outside = 0;
     for (int64_t i = 0; i < count; i++) outside += ids[i] < 0 || ids[i] >= rows;

@@ -5,16 +5,10 @@
 #include <stdlib.h>
 
 #include "ids.h"
-#include "tiles.h"
 
 enum { PART = 512 }; /* items that are counted before it is asked whether that is enough */
 
-typedef struct {
-    const int64_t *row, *item;
-    int64_t count;
-} entries;
-
-/* Scores of all items for some users, whose rows are counted from `first` on. */
+/* Scores of all items for some users. */
 typedef struct {
     float *scores;
     int64_t first, rows, columns, stride;
@@ -107,88 +101,4 @@ int ranks(float *scores, int64_t rows, int64_t columns, const int64_t *seen_rows
            within(relevant_rows, num_relevant, rows) &&
            within(relevant_items, num_relevant, columns) &&
            ranks_of(&all, seen, relevant, one_by_one, limit, own, ranks);
-}
-
-/* Scores of ROWS users and COLUMNS items. */
-static void tile_of_scores(const float *users, const floats *items, int64_t dim, const floats *bias,
-                           float *scores, int64_t stride) {
-    floats sum[ROWS][VECTORS];
-    for (int r = 0; r < ROWS; r++)
-        for (int v = 0; v < VECTORS; v++) sum[r][v] = bias[v];
-    add_products(users, items, dim, sum);
-    for (int r = 0; r < ROWS; r++)
-        for (int v = 0; v < VECTORS; v++) ((floats *)(scores + r * stride))[v] = sum[r][v];
-}
-
-static int ascend(const int64_t *rows, int64_t count, int64_t bound) {
-    int64_t down = count && (rows[0] < 0 || rows[count - 1] >= bound);
-    for (int64_t i = 1; i < count; i++) down += rows[i] < rows[i - 1];
-    return down == 0;
-}
-
-/* How many entries name rows before `row`; rows ascend. */
-static int64_t number_before(entries all, int64_t row) {
-    int64_t low = 0, high = all.count;
-    while (low < high) {
-        const int64_t middle = (low + high) / 2;
-        if (all.row[middle] < row) low = middle + 1;
-        else high = middle;
-    }
-    return low;
-}
-
-/* The entries of the rows of a list. */
-static entries of_list(const lists *some, entries all) {
-    const int64_t from = number_before(all, some->first);
-    const int64_t to = number_before(all, some->first + some->rows);
-    return (entries){all.row + from, all.item + from, to - from};
-}
-
-/* As `ranks`, of scores that are products of vectors plus a bias, a few users' at a time.
- *
- * users: (rows, dim); items: (columns, dim); bias: (columns,) or NULL. Rows of entries ascend.
- *
- * Returns whether it did; not where an id is out of bounds, rows do not ascend, a score is NaN or
- * there is no memory to do it in.
- */
-int product_ranks(const float *users, const float *items, const float *bias, int64_t rows,
-                  int64_t columns, int64_t dim, const int64_t *seen_rows,
-                  const int64_t *seen_items, int64_t num_seen, const int64_t *relevant_rows,
-                  const int64_t *relevant_items, int64_t num_relevant, int one_by_one,
-                  int64_t limit, float *own, int64_t *ranks, int threads) {
-    const entries seen = {seen_rows, seen_items, num_seen};
-    const entries relevant = {relevant_rows, relevant_items, num_relevant};
-    if (!ascend(seen_rows, num_seen, rows) || !ascend(relevant_rows, num_relevant, rows) ||
-        !within(seen_items, num_seen, columns) || !within(relevant_items, num_relevant, columns))
-        return 0;
-    const int64_t stride = rounded_up(columns, COLUMNS);
-    float *items_together = calloc((dim + 1) * stride, sizeof(float));
-    if (items_together == NULL) return 0;
-    float *biases = items_together + dim * stride;
-    lay_together(items, columns, dim, COLUMNS, items_together);
-    for (int64_t item = 0; bias != NULL && item < columns; item++) biases[item] = bias[item];
-    int done = 1;
-#pragma omp parallel num_threads(threads)
-    {
-        float *scores = calloc(ROWS * (stride + dim), sizeof(float));
-#pragma omp for schedule(dynamic) reduction(&& : done)
-        for (int64_t row = 0; row < rows; row += ROWS) {
-            done = done && scores != NULL;
-            if (!done) continue;
-            const int64_t count = rows - row < ROWS ? rows - row : ROWS;
-            float *users_together = scores + ROWS * stride;
-            lay_together(users + row * dim, count, dim, ROWS, users_together);
-            for (int64_t item = 0; item < columns; item += COLUMNS)
-                tile_of_scores(users_together, (const floats *)(items_together + item * dim), dim,
-                               (const floats *)(biases + item), scores + item, stride);
-            const lists some = {scores, row, count, columns, stride};
-            const entries wanted = of_list(&some, relevant);
-            const int64_t before = wanted.row - relevant.row;
-            done = ranks_of(&some, of_list(&some, seen), wanted, one_by_one, limit, own + before,
-                            ranks + before);
-        }
-        free(scores);
-    }
-    free(items_together);
-    return done;
 }

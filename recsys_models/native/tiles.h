@@ -8,8 +8,8 @@ enum { VECTORS = 2, COLUMNS = VECTORS * AT_ONCE, ROWS = AT_ONCE / 2 };
 static int64_t rounded_up(int64_t count, int64_t to) { return (count + to - 1) / to * to; }
 
 /* Writes rows, (count, dim), so that `at_once` of them lie beside each other: (.., dim, at_once). */
-static void lay_together(const float *rows, int64_t count, int64_t dim, int64_t at_once,
-                         float *together) {
+static inline void lay_together(const float *rows, int64_t count, int64_t dim, int64_t at_once,
+                                float *together) {
     for (int64_t row = 0; row < count; row += at_once, rows += at_once * dim) {
         const int64_t some = count - row < at_once ? count - row : at_once;
         for (int64_t i = 0; i < dim; i++, together += at_once)
@@ -23,5 +23,5 @@ static inline __attribute__((always_inline)) void add_products(const float *rows
                                                                floats sum[ROWS][VECTORS]) {
     for (int64_t i = 0; i < dim; i++, rows += ROWS, columns += VECTORS)
         for (int r = 0; r < ROWS; r++)
-            for (int v = 0; v < VECTORS; v++) sum[r][v] += rows[r] * columns[v];
+            for (int v = 0; v < VECTORS; v++) sum[r][v] = add_multiple(sum[r][v], rows[r], columns[v]);
 }

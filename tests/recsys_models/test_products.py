@@ -20,7 +20,10 @@ def whole_numbers(*shape, seed=0):
 
 
 def ranks(products, batch, k):
-    return native.product_ranks(products.users[batch.users], *products[1:], batch, k)
+    laid = products.laid_out().laid
+    if laid is None:
+        return None
+    return native.product_ranks(products.users[batch.users], products.items, laid, batch, k)
 
 
 def products_of(num_users=60, num_items=40, dim=5, with_bias=True):
@@ -56,7 +59,7 @@ def backwards(batch):
 
 
 def as_double(products):
-    return Products(*(part.double() for part in products))
+    return Products(*(part.double() for part in products[:3]))
 
 
 @pytest.mark.parametrize(
@@ -113,6 +116,75 @@ def test_a_model_has_the_same_metrics_by_its_tables_and_by_its_scores():
     assert evaluate(model.scorer(), batches, [5, "map@10"]) == expected
 
 
+def skewed(num_users=60, num_items=1000, dim=16, spread=1.0, seed=0):
+    """Vectors of any length, and biases of which few are large: most items cannot be hits.
+
+    All are multiples of 1 / 16, so that products have no rounding.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    users, items = (torch.randn(n, dim, generator=generator) for n in (num_users, num_items))
+    user_lengths, lengths = (
+        torch.rand(len(part), 1, generator=generator) for part in (users, items)
+    )
+    bias = spread * torch.rand(num_items, generator=generator).log()
+    return Products(
+        *((16 * part).round() / 16 for part in (users * user_lengths, items * lengths, bias))
+    )
+
+
+@needs_compiler
+@pytest.mark.parametrize("one_by_one", [False, True])
+@pytest.mark.parametrize("spread", [0.0, 1.0, 100.0])
+@pytest.mark.parametrize("dim", [5, 16, 70])
+def test_scores_that_are_not_worked_out_change_no_rank(dim, spread, one_by_one):
+    products = skewed(dim=dim, spread=spread)
+    batch = make_batch(num_items=1000, one_by_one=one_by_one, with_empty_users=True)
+    expected = ranks_of_relevant(products(batch.users), batch, 10)
+    assert torch.equal(ranks(products, batch, 10), expected)
+    popular = products._replace(users=products.users + 3 * torch.ones(dim))  # all of one taste
+    expected = ranks_of_relevant(popular(batch.users), batch, 10)
+    assert torch.equal(ranks(popular, batch, 10), expected)
+
+
+@needs_compiler
+@pytest.mark.parametrize("dim", [1, 8, 17, 64])
+def test_rounding_neither_puts_an_item_before_itself_nor_breaks_a_tie(dim):
+    torch.manual_seed(0)
+    users, items = torch.randn(60, dim), torch.randn(20, dim)
+    products, batch = Products(users, items.repeat(2, 1)), make_batch()
+    scores = (users.double() @ items.double().T).repeat(1, 2)  # of the same bits where vectors are
+    expected = ranks_of_relevant(scores, batch, 40)
+    assert torch.equal(ranks(products, batch, 40), expected)
+
+
+@needs_compiler
+@pytest.mark.parametrize("vectors", ["items", "users", "item_bias"])
+def test_no_number_is_found_among_scores_that_cannot_matter(vectors):
+    products, batch = skewed(spread=100.0), make_batch(num_items=1000)
+    least = products.item_bias.argmin()
+    getattr(products, vectors)[least if vectors != "users" else 7] = torch.nan
+    assert ranks(products, batch, 10) is None
+
+
+@needs_compiler
+def test_scores_that_may_be_infinite_are_all_looked_at():
+    products, batch = skewed(spread=100.0), make_batch(num_items=1000)
+    products.items[products.item_bias.argmin()] = torch.inf
+    products.users[7] = 0.0
+    assert ranks(products, batch, 10) is None
+
+
+@needs_compiler
+def test_items_that_are_laid_out_serve_all_batches():
+    products, batch = products_of(num_items=33), make_batch(num_items=33)
+    laid = products.laid_out()
+    items, places = laid.laid.places[:, :33].long()
+    assert torch.equal(items.sort().values, torch.arange(33))
+    assert torch.equal(items[places], torch.arange(33))
+    parts = [laid.ranks(part, 10) for part in batch.split(40)]  # the last is of 20 users
+    assert torch.equal(parts[0], ranks(products, batch.split(40)[0], 10))
+
+
 @needs_compiler
 def test_a_score_does_not_depend_on_the_other_users():
     vectors = [torch.randn(rows, 16) for rows in (60, 40)]
@@ -125,4 +197,4 @@ def test_a_score_does_not_depend_on_the_other_users():
 @pytest.mark.parametrize(("length", "biases"), [(4, 40), (5, 39)])
 def test_tables_that_do_not_fit_together_are_left_to_torch(length, biases):
     tables = whole_numbers(60, 5), whole_numbers(40, length), whole_numbers(biases)
-    assert native.product_ranks(*tables, make_batch(), 10) is None
+    assert ranks(Products(*tables), make_batch(), 10) is None
