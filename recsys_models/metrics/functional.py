@@ -5,6 +5,7 @@ leaves out users without a relevant item.
 """
 
 from collections.abc import Callable
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -24,11 +25,17 @@ def ndcg(hits: Tensor, num_relevant: Tensor, k: int) -> Tensor:
     Returns:
         NDCG@K of each user, shape (B,).
     """
-    ranks = torch.arange(1, k + 1, device=hits.device)
-    gains = 1.0 / torch.log2(ranks.double() + 1.0)
+    ranks, gains = _gains(k, hits.device)
     dcg = hits[:, :k].double() @ gains[: hits.shape[1]]
     ideal = (ranks <= num_relevant.unsqueeze(1)).double() @ gains
     return dcg / ideal
+
+
+@cache
+def _gains(k: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Ranks from 1 to K, and what a hit at each is worth to DCG."""
+    ranks = torch.arange(1, k + 1, device=device)
+    return ranks, 1.0 / torch.log2(ranks.double() + 1.0)
 
 
 def recall(hits: Tensor, num_relevant: Tensor, k: int) -> Tensor:

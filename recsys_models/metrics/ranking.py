@@ -1,6 +1,10 @@
 """Ranking metrics of a whole data set, as sums that add up over batches and processes."""
 
+from __future__ import annotations
+
 from collections.abc import Iterable, Sequence
+from functools import reduce
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -63,25 +67,12 @@ class RankingMetrics(Metric):
                 are ranked while they are cached, and products of vectors are ranked without it.
             batch: the users, the items to leave out and the items to find.
         """
-        places = max(k for _, k in self.wanted)
-        batch = batch.on(self.sums.device)
-        if isinstance(scores, Tensor):
-            ranks = ranks_of_relevant(scores, batch, places)
-        else:
-            ranks = ranks_by(scores, batch, places)
-        num_relevant = torch.bincount(batch.relevant_rows, minlength=len(batch.users))
-        counted = num_relevant > 0
+        added = _sums(scores, batch.on(self.sums.device), self.wanted)
         # Not in place: a fit may not write to what `Trainer.validate` has made before it.
-        self.users = self.users + counted.sum()
-        self.skipped = self.skipped + (~counted).sum()
-        lists = hits(ranks, batch, places)
-        if batch.one_by_one:
-            num_relevant = torch.ones_like(batch.relevant_rows)
-        else:
-            lists, num_relevant = lists[counted], num_relevant[counted]
-        values = [METRICS[name](lists, num_relevant, k) for name, k in self.wanted]
-        self.sums = self.sums + torch.stack(values).sum(dim=1)
-        self.lists = self.lists + len(lists)
+        self.sums = self.sums + added.sums
+        self.lists = self.lists + added.lists
+        self.users = self.users + added.users
+        self.skipped = self.skipped + added.skipped
 
     def compute(self) -> dict[str, float]:
         """Means over users, or over relevant items ranked one by one.
@@ -92,13 +83,64 @@ class RankingMetrics(Metric):
         Raises:
             ValueError: no user had a relevant item.
         """
-        if self.users == 0:
+        return self._means(_Sums(self.sums, self.lists, self.users, self.skipped))
+
+    def of(self, scorer: Scorer, batches: Iterable[RankingBatch]) -> dict[str, float]:
+        """What ``compute`` returns after all batches alone, in this process; nothing is kept.
+
+        Args:
+            scorer: as for ``update``.
+            batches: on the device of the metrics.
+        """
+        if isinstance(scorer, Products) and self.sums.device.type == "cpu":
+            scorer = scorer.laid_out()
+        added = (_sums(scorer, batch, self.wanted) for batch in batches)
+        first = _Sums(torch.zeros_like(self.sums), *[torch.zeros_like(self.lists)] * 3)
+        return self._means(reduce(_Sums.plus, added, first))
+
+    def _means(self, total: _Sums) -> dict[str, float]:
+        if total.users == 0:
             raise ValueError(
                 "ranking metrics need at least one user with a held-out item; "
-                f"got none ({int(self.skipped)} users, all without). "
+                f"got none ({int(total.skipped)} users, all without). "
                 "Use a larger validation or test ratio, or more batches."
             )
-        return dict(zip(self.names, (self.sums / self.lists).tolist(), strict=True))
+        return dict(zip(self.names, (total.sums / total.lists).tolist(), strict=True))
+
+
+class _Sums(NamedTuple):
+    """What batches add to metrics, by the names of these."""
+
+    sums: Tensor
+    lists: Tensor
+    users: Tensor
+    skipped: Tensor
+
+    def plus(self, other: _Sums) -> _Sums:
+        return _Sums(*(one + more for one, more in zip(self, other, strict=True)))
+
+
+def _sums(scores: Tensor | Scorer, batch: RankingBatch, wanted: Sequence[tuple[str, int]]) -> _Sums:
+    """The sums of one batch."""
+    places = max(k for _, k in wanted)
+    if isinstance(scores, Tensor):
+        ranks = ranks_of_relevant(scores, batch, places)
+    else:
+        ranks = ranks_by(scores, batch, places)
+    lists = hits(ranks, batch, places)
+    num_relevant = torch.bincount(batch.relevant_rows, minlength=len(batch.users))
+    users = (num_relevant > 0).sum()
+    if batch.one_by_one:
+        num_relevant = torch.ones_like(batch.relevant_rows)
+    # Who has no relevant item has no hit either, and so adds nothing.
+    least = num_relevant.clamp(min=1)
+    values = torch.stack([METRICS[name](lists, least, k) for name, k in wanted])
+    return _Sums(
+        sums=values.sum(dim=1),
+        lists=torch.full_like(users, len(lists)) if batch.one_by_one else users,
+        users=users,
+        skipped=len(batch.users) - users,
+    )
 
 
 @torch.no_grad()

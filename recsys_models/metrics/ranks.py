@@ -45,7 +45,7 @@ def ranks_of_relevant(scores: Tensor, batch: RankingBatch, k: int) -> Tensor:
     if ranks is not None:
         return ranks
     near, ranks = (_sorted_alone if batch.one_by_one else _sorted)(scores, batch, k)
-    return torch.full_like(batch.relevant_rows, k).index_copy_(0, near, ranks)
+    return torch.full_like(batch.relevant_rows, k).index_copy_(0, near, ranks.clamp(max=k))
 
 
 def best_items(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
@@ -96,10 +96,11 @@ def hits(ranks: Tensor, batch: RankingBatch, k: int) -> Tensor:
         true in each row, so that any metric applies with ``num_relevant`` 1.
     """
     size = len(batch.relevant_rows) if batch.one_by_one else len(batch.users)
-    found = torch.zeros(size, k, dtype=torch.bool, device=ranks.device)
-    within = (ranks < k).nonzero().squeeze(1)
-    found[within if batch.one_by_one else batch.relevant_rows[within], ranks[within]] = True
-    return found
+    # One place more, for all that reach none.
+    found = torch.zeros(size, k + 1, dtype=torch.bool, device=ranks.device)
+    rows = torch.arange(size, device=ranks.device) if batch.one_by_one else batch.relevant_rows
+    found[rows, ranks] = True
+    return found[:, :k]
 
 
 def _sorted(scores: Tensor, batch: RankingBatch, k: int) -> tuple[Tensor, Tensor]:

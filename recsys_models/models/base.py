@@ -223,12 +223,10 @@ class RecommenderModule(L.LightningModule):
 
     def validation_metrics(self, batches: Iterable[RankingBatch]) -> dict[str, Tensor]:
         """What a validation of all these batches logs, without a Trainer's loop."""
-        self.val_metrics.reset()
-        for batch in batches:
-            self._rank(batch, self.val_metrics)
-        values = _named("val", self.val_metrics)
-        self.val_metrics.reset()
-        return {name: torch.tensor(value, device=self.device) for name, value in values.items()}
+        with torch.autocast(self.device.type, enabled=False):  # rounded scores tie
+            values = self.val_metrics.of(self.scorer(), map(self._checked, batches))
+        logged = torch.tensor(list(values.values()), device=self.device)
+        return {f"val/{name}": value for name, value in zip(values, logged, strict=True)}
 
     def test_step(self, batch: RankingBatch, batch_idx: int) -> None:
         """Rank all unseen items for a batch of users."""
@@ -250,13 +248,16 @@ class RecommenderModule(L.LightningModule):
             self.log("train/loss", mean, on_step=False, on_epoch=True, sync_dist=True, batch_size=n)
 
     def _rank(self, batch: RankingBatch, metrics: RankingMetrics) -> None:
-        self._check_ids(batch.users, batch.seen_items, batch.relevant_items)
         with torch.autocast(batch.users.device.type, enabled=False):  # rounded scores tie
-            metrics.update(self.scorer(), batch)
+            metrics.update(self.scorer(), self._checked(batch))
 
     def _log_metrics(self, stage: str, metrics: RankingMetrics) -> None:
         # compute() has already summed over processes; the mean of equal values changes nothing.
-        self.log_dict(_named(stage, metrics), sync_dist=True)
+        self.log_dict(_named(stage, metrics.compute()), sync_dist=True)
+
+    def _checked(self, batch: RankingBatch) -> RankingBatch:
+        self._check_ids(batch.users, batch.seen_items, batch.relevant_items)
+        return batch
 
     def _check_ids(self, users: Tensor, *items: Tensor) -> None:
         named = [("user", users, self.num_users), *(("item", i, self.num_items) for i in items)]
@@ -286,5 +287,5 @@ def check_monitor(monitor: str, model: L.LightningModule, mode: str = "max") -> 
         )
 
 
-def _named(stage: str, metrics: RankingMetrics) -> dict[str, float]:
-    return {f"{stage}/{name}": value for name, value in metrics.compute().items()}
+def _named(stage: str, values: dict[str, float]) -> dict[str, float]:
+    return {f"{stage}/{name}": value for name, value in values.items()}
