@@ -131,6 +131,8 @@ def _as_logged(value: Any) -> Tensor:
     """A value in the type in which Lightning logs it: the default's, and at least its own."""
     kind = torch.promote_types(torch.float32, torch.get_default_dtype())
     if isinstance(value, Tensor):
+        if value.dtype == kind:
+            return value
         kind = torch.promote_types(kind, value.dtype)
     return torch.as_tensor(value, dtype=kind)
 

@@ -8,10 +8,8 @@ pickled and comes back. The result of a task does not depend on where it runs.
 from __future__ import annotations
 
 import gc
-import io
 import math
 import os
-import pickle
 import signal
 import struct
 import sys
@@ -33,6 +31,7 @@ import torch
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from numpy.typing import NDArray
 
+from deopt_lightning.packing import packed, unpacked
 from deopt_lightning.pure_steps import threads
 from deopt_lightning.replay import Batches, Redrawn
 from deopt_lightning.trainer_seam import loader_workers
@@ -209,7 +208,7 @@ class Workers:
         for reader in connection.wait(list(self._processes), seconds):
             assert isinstance(reader, connection.Connection)
             try:
-                yield _Unpickler(io.BytesIO(reader.recv_bytes()), self._known).load()
+                yield unpacked(reader.recv_bytes(), self._known)
             except (EOFError, OSError):  # the latter where it was amid a result
                 assert self._numbers is not None
                 self._numbers.end()
@@ -266,11 +265,10 @@ def _work(
     try:
         with ThreadPoolExecutor(1) as sender:  # the main process reads between tasks of its own
             for index in chain([first], numbers):
-                buffer = io.BytesIO()
-                _Pickler(buffer, known).dump((index, task(index)))
+                buffer = packed((index, task(index)), known)
                 if sent is not None:
                     sent.result()  # so that no more than one result lies here
-                sent = sender.submit(results.send_bytes, buffer.getbuffer())
+                sent = sender.submit(results.send_bytes, buffer)
     except Exception:
         return
 
@@ -327,23 +325,3 @@ class _Numbers:
         """Leaves the rest to others."""
         self.end()
         os.close(self._source)
-
-
-class _Pickler(pickle.Pickler):
-    """Writes known objects as their places in the table; forked processes agree on them."""
-
-    def __init__(self, file: io.BytesIO, known: list[object]) -> None:
-        super().__init__(file, protocol=pickle.HIGHEST_PROTOCOL)
-        self._places = {id(thing): place for place, thing in enumerate(known)}
-
-    def persistent_id(self, thing: object) -> int | None:
-        return self._places.get(id(thing))
-
-
-class _Unpickler(pickle.Unpickler):
-    def __init__(self, file: io.BytesIO, known: list[object]) -> None:
-        super().__init__(file)
-        self._known = known
-
-    def persistent_load(self, place: int) -> object:
-        return self._known[place]

@@ -25,6 +25,7 @@ FLOORS = [
         "layers",
         "random_state",
         "plain_values",
+        "packing",
         "snapshot",
         "member_state",
         "rank_exchange",

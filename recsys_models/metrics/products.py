@@ -29,7 +29,10 @@ class Products(NamedTuple):
     laid: native.LaidItems | None = None
 
     def laid_out(self) -> Products:
-        """The same, with the copy of the items that `ranks` else makes for each batch."""
+        """The same, with the copy of the items that `ranks` else makes for each batch.
+
+        On a CPU; elsewhere there is none.
+        """
         return self._replace(laid=native.laid_items(*self[:3]))
 
     def __call__(self, users: Tensor) -> Tensor:

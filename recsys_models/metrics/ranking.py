@@ -92,8 +92,7 @@ class RankingMetrics(Metric):
             scorer: as for ``update``.
             batches: on the device of the metrics.
         """
-        if isinstance(scorer, Products) and self.sums.device.type == "cpu":
-            scorer = scorer.laid_out()
+        scorer = _at_hand(scorer)
         added = (_sums(scorer, batch, self.wanted) for batch in batches)
         first = _Sums(torch.zeros_like(self.sums), *[torch.zeros_like(self.lists)] * 3)
         return self._means(reduce(_Sums.plus, added, first))
@@ -169,9 +168,15 @@ def evaluate(
     def on_device(users: Tensor) -> Tensor:
         return scorer(users.cpu()).to(device)
 
+    ranked_by = _at_hand(scorer) if isinstance(scorer, Products) else on_device
     for batch in batches:
-        metrics.update(scorer if isinstance(scorer, Products) else on_device, batch)
+        metrics.update(ranked_by, batch)
     return metrics.compute()
+
+
+def _at_hand(scorer: Scorer) -> Scorer:
+    """A scorer for many batches: what each of them needs of products is made ready once."""
+    return scorer.laid_out() if isinstance(scorer, Products) else scorer
 
 
 def _parse(entry: int | str) -> list[tuple[str, int]]:
