@@ -3,6 +3,7 @@
 Run from the root of the checkout; ratings are generated where no files are given::
 
     python benchmarks/generation.py [filmtrust=FILE] [ml_1m=FILE] [rounds=3] [candidates=10]
+        [only=filmtrust/bpr_mf]
 
 Each way has a process of its own; they take turns, in rounds, and the medians are compared.
 With 10 candidates or as many as asked for, each trained for 10 steps and validated on all users:
@@ -21,7 +22,8 @@ With 10 candidates or as many as asked for, each trained for 10 steps and valida
 ``own epoch`` is one of the Trainer's own epochs with torch's Adam as it comes, validation included,
 ``own epoch, fused`` with conf/'s; what follows it are epochs of five members
 (``carry="population"``), the leader's in the Trainer among them. Writes
-benchmarks/results/generation.json, or generation_N.json for N candidates, which has no epochs.
+benchmarks/results/generation.json, or generation_N.json for N candidates, which has no epochs;
+``only`` takes one of the cases, and adds its name to the file's.
 
 For BPR-MF it says what share of the machine's limit a way reaches: the time that its products take
 at the speed of a large one, and its dense Adam updates at the speed of a copy, both with as many
@@ -94,10 +96,13 @@ def main() -> None:
         return
     paths = dict(argument.split("=", 1) for argument in sys.argv[1:])
     rounds, candidates = int(paths.pop("rounds", 3)), int(paths.pop("candidates", 10))
+    only = paths.pop("only", "")
+    cases = [case for case in CASES if "/".join(case) == only or not only]
     name = "generation" if candidates == 10 else f"generation_{candidates}"
+    name += only and "_" + only.replace("/", "_")
     rows = {}
     RESULTS.mkdir(exist_ok=True)
-    for data, model in CASES:
+    for data, model in cases:
         ways = GENERATION_WAYS
         if model == "bpr_mf" and candidates == 10:
             ways += EPOCH_WAYS
