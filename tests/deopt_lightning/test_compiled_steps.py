@@ -337,8 +337,8 @@ def test_what_a_graph_is_for_is_checked_as_often_as_it_may_change(
 
     more = {"probe_steps": 3} if options["carry"] == "weights" else {}
     monkeypatch.setattr(CompiledStep, "_checked", count)
-    compiled = search(tmp_path / "1", model, max_epochs=4, **options, **more)
-    eager = search(tmp_path / "2", model, max_epochs=4, compile_steps=False, **options, **more)
+    compiled = search(tmp_path / "1", model, max_epochs=8, **options, **more)
+    eager = search(tmp_path / "2", model, max_epochs=8, compile_steps=False, **options, **more)
     assert_equal_but_for_rounding(compiled, eager)
     candidates = sum(row["evaluations"] for row in compiled[0].history)
     generations = len(compiled[0].history)

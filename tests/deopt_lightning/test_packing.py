@@ -7,7 +7,7 @@ from deopt_lightning.packing import packed, unpacked
 from deopt_lightning.snapshot import same_values
 
 NAN = torch.tensor([torch.nan, -0.0, torch.inf])
-TENSORS = [
+STRIDED = [
     torch.tensor(1.5),
     torch.zeros(0, 3),
     NAN,
@@ -18,11 +18,15 @@ TENSORS = [
     torch.ones(2, dtype=torch.complex64),
     torch.ones(2, requires_grad=True),
     torch.nn.Parameter(torch.ones(2)),
-    torch.eye(3).to_sparse(),
 ]
 
 
-@pytest.mark.parametrize("tensor", TENSORS)
+@pytest.mark.parametrize("tensor", STRIDED)
+def test_it_lies_in_memory_as_it_did(tensor: torch.Tensor) -> None:
+    assert unpacked(bytes(packed(tensor, [])), []).stride() == tensor.stride()
+
+
+@pytest.mark.parametrize("tensor", [*STRIDED, torch.eye(3).to_sparse()])
 def test_a_tensor_comes_back_as_it_was(tensor: torch.Tensor) -> None:
     (found,) = unpacked(bytes(packed([tensor], [])), [])
     assert type(found) is type(tensor)
