@@ -40,12 +40,13 @@ def nesterov(parameters: Any) -> Any:
 
 
 def search(folder: Path, model: Any = Pure, *others: Any, **options: Any) -> Any:
-    """A run whose epochs end with a batch that is smaller than the others."""
+    """A run whose epochs end, unless told otherwise, with a batch smaller than the others."""
+    samples = options.pop("samples", 92)
     names = ("ckpt_path", "max_epochs", "gradient_clip_val")
     trainer = {name: options.pop(name) for name in names if name in options}
     defaults = {"population_size": 4, "workers": 0, "compile_steps": True}
     callback = DEOptCallback("val_loss", **defaults | options)
-    train = DataLoader(tiny_data(92), batch_size=8, shuffle=True)
+    train = DataLoader(tiny_data(samples), batch_size=8, shuffle=True)
     limits = {"max_epochs": 2} | trainer
     module, _ = fit(folder, [callback, *others], model=model, train=train, **limits)
     return callback, module
@@ -335,7 +336,7 @@ def test_what_a_graph_is_for_is_checked_as_often_as_it_may_change(
         checked.append(step)
         return check(step, *inputs)
 
-    more = {"probe_steps": 3} if options["carry"] == "weights" else {}
+    more = {"samples": 96} | ({"probe_steps": 3} if options["carry"] == "weights" else {})
     monkeypatch.setattr(CompiledStep, "_checked", count)
     compiled = search(tmp_path / "1", model, max_epochs=8, **options, **more)
     eager = search(tmp_path / "2", model, max_epochs=8, compile_steps=False, **options, **more)
