@@ -1,6 +1,7 @@
 """A training that was interrupted goes on, and its result is that of the unbroken one."""
 
 import json
+import time
 from dataclasses import replace
 
 import lightning as L
@@ -140,6 +141,7 @@ def test_runs_on_other_pairs_are_refused_before_more_are_trained(tmp_path):
     def on(pairs):
         def launch(cell):
             ran.append(cell)
+            time.sleep(0.1)  # a run takes long enough for the one before it to be looked at
             write_json(replace(invented(cell), pairs=pairs), cell.folder / "result.json")
             return 0
 
