@@ -49,6 +49,7 @@ def is_plain(value: object) -> bool:
     a list is put back, a module's state is not. Keys of dicts may be parameters, as in an
     optimizer's state.
     """
+    # Mypy takes a class for no more hashable than its instances.
     told = _told_by_type(type(value))  # type: ignore[arg-type]
     if told is not None:
         return told

@@ -226,7 +226,7 @@ class RecommenderModule(L.LightningModule):
         with torch.autocast(self.device.type, enabled=False):  # rounded scores tie
             values = self.val_metrics.of(self.scorer(), map(self._checked, batches))
         logged = torch.tensor(list(values.values()), device=self.device)
-        return {f"val/{name}": value for name, value in zip(values, logged, strict=True)}
+        return _named("val", dict(zip(values, logged, strict=True)))
 
     def test_step(self, batch: RankingBatch, batch_idx: int) -> None:
         """Rank all unseen items for a batch of users."""
@@ -287,5 +287,5 @@ def check_monitor(monitor: str, model: L.LightningModule, mode: str = "max") -> 
         )
 
 
-def _named(stage: str, values: dict[str, float]) -> dict[str, float]:
+def _named(stage: str, values: dict[str, Any]) -> dict[str, Any]:
     return {f"{stage}/{name}": value for name, value in values.items()}

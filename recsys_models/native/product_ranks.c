@@ -10,13 +10,13 @@
 #include <stdint.h>
 #include <stdlib.h>
 
+#include "counts.h"
 #include "ids.h"
 #include "tiles.h"
 
 enum {
     LAID = 32,      /* items of a group, whatever a vector holds; they are laid out in whole groups */
     FIRST = 128,    /* items of the first part; each later one is as large as all before it */
-    PART = 512,     /* items that are counted before it is asked whether that is enough */
     TYPICAL = 256,  /* users by whom it is judged what users' vectors are like */
     BUCKETS = 1024, /* so fine is the order of the items */
     SOME = 32       /* users that a thread takes at a time */
@@ -44,14 +44,13 @@ typedef struct {
 
 /* Users, and of their entries the places of the items.
  *
- * vectors: (count, dim); splits: of these. seen_from and relevant_from: where a user's entries begin,
- * (count + 1,). own, ranks: scores and ranks of the relevant items, and waits: whether these are not
+ * vectors: (rows, dim); splits: of these. seen_from and relevant_from: where a user's entries begin,
+ * (rows + 1,). own, ranks: scores and ranks of the relevant items, and waits: whether these are not
  * known yet.
  */
 typedef struct {
     const float *vectors;
     split *splits;
-    int64_t count;
     entries seen, relevant;
     int64_t *seen_from, *relevant_from;
     int32_t *seen_places, *relevant_places;
@@ -252,24 +251,6 @@ static void own_scores(people *users, const float *items, const catalogue *all, 
     }
 }
 
-static int64_t number_above(const float *list, int64_t count, float own) {
-    int32_t number = 0;
-    for (int64_t i = 0; i < count; i++) number += list[i] > own;
-    return number;
-}
-
-static int64_t number_not_below(const float *list, int64_t count, float own) {
-    int32_t number = 0;
-    for (int64_t i = 0; i < count; i++) number += list[i] >= own;
-    return number;
-}
-
-static int64_t number_of_nan(const float *scores, int64_t count) {
-    int32_t number = 0;
-    for (int64_t i = 0; i < count; i++) number += scores[i] != scores[i];
-    return number;
-}
-
 /* How many of some items in a list rank before one; equal scores the lower id first.
  *
  * own: its score. place: its place, where it is among these.
@@ -432,7 +413,6 @@ int product_ranks(const float *users, const float *items, float *laid, int32_t *
     char *waits = malloc(num_relevant + 1);
     people all_users = {.vectors = users,
                         .splits = splits,
-                        .count = rows,
                         .seen = {seen_rows, seen_items, num_seen},
                         .relevant = {relevant_rows, relevant_items, num_relevant},
                         .seen_from = beginnings,
